@@ -1,0 +1,3 @@
+//! In the making.
+mod policy;
+pub use policy::{Backoff, Lease, Policy};
