@@ -1,0 +1,44 @@
+//! The settings of a memory broker.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyqueue_core::{Capabilities, ConnectOptions, Create, Error, OptionSpec, QueueName, Result};
+
+/// The options, as messages and tables show them.
+pub(crate) const OPTIONS: &[OptionSpec] = &[OptionSpec {
+    key: "max_payload",
+    default: "none",
+    help: "the largest task that is accepted, in bytes; what a test sets to see how a caller copes",
+    per_queue: true,
+}];
+
+/// A memory broker's settings, resolved.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// The store's name; empty for a store of its own.
+    pub(crate) store: String,
+    pub(crate) create: Create,
+    usual: Arc<Capabilities>,
+    queues: BTreeMap<QueueName, Arc<Capabilities>>,
+}
+
+impl Config {
+    pub(crate) fn read(options: &ConnectOptions, base: Capabilities) -> Result<Self> {
+        if !options.url.hosts.is_empty() || options.url.path.starts_with('/') {
+            let text = format!("`{}` names a host or a path; write `memory:` or `memory:name`", options.url);
+            return Err(Error::config(text));
+        }
+        let usual = Capabilities { max_payload: options.options.number("max_payload")?, ..base };
+        let own = |(queue, own): (&QueueName, &anyqueue_core::Options)| {
+            let max_payload = own.number("max_payload")?.or(usual.max_payload);
+            Ok((queue.clone(), Arc::new(Capabilities { max_payload, ..base })))
+        };
+        let queues = options.queues.iter().map(own).collect::<Result<_>>()?;
+        Ok(Self { store: options.url.path.clone(), create: options.create, usual: Arc::new(usual), queues })
+    }
+
+    pub(crate) fn capabilities(&self, queue: &QueueName) -> &Arc<Capabilities> {
+        self.queues.get(queue).unwrap_or(&self.usual)
+    }
+}
