@@ -1,0 +1,259 @@
+//! Settings from other places than the usual ones.
+
+use std::collections::BTreeMap;
+
+use anyqueue_core::{BrokerUrl, Error, QueueName, Result, suggest};
+use config::{Config, Map, Source, Value};
+
+use super::broker::{BrokerSettings, Brokers};
+use super::layer::Layer;
+use super::origin::Origins;
+use super::queue::{QueueSettings, Route, WorkerSettings};
+use super::runner::RunnerSettings;
+use super::table::{Reader, Table};
+use super::{Settings, value};
+use crate::drivers::Drivers;
+
+/// The file that is read if it is there and no other is named.
+const USUAL_FILE: &str = "queue.toml";
+
+/// Collects where settings come from, and reads them.
+#[derive(Debug, Clone, Default)]
+pub struct SettingsBuilder {
+    file: Option<String>,
+    text: Option<(String, String)>,
+    environment: Option<Vec<(String, String)>>,
+    flags: Vec<(String, String)>,
+    broker: Option<String>,
+    drivers: Option<Drivers>,
+}
+
+impl SettingsBuilder {
+    /// Reads this file instead of `queue.toml` or the one that `ANYQUEUE_CONFIG` names. It must be there.
+    #[must_use]
+    pub fn file(mut self, path: impl Into<String>) -> Self {
+        self.file = Some(path.into());
+        self
+    }
+
+    /// Takes this text instead of a file; `name` stands in messages.
+    #[must_use]
+    pub fn text(mut self, name: impl Into<String>, toml: impl Into<String>) -> Self {
+        self.text = Some((name.into(), toml.into()));
+        self
+    }
+
+    /// Takes these variables instead of the process's environment.
+    #[must_use]
+    pub fn environment<const N: usize>(mut self, variables: [(&str, &str); N]) -> Self {
+        self.environment = Some(variables.map(|(name, text)| (name.to_owned(), text.to_owned())).into());
+        self
+    }
+
+    /// Sets one key over everything else. The key is written as in TOML: `queues."mail.Out".slots`.
+    #[must_use]
+    pub fn flag(mut self, key: impl Into<String>, value: impl ToString) -> Self {
+        self.flags.push((key.into(), value.to_string()));
+        self
+    }
+
+    /// Uses one broker for all queues: a name in the settings, or a URL.
+    #[must_use]
+    pub fn broker(mut self, name_or_url: impl Into<String>) -> Self {
+        self.broker = Some(name_or_url.into());
+        self
+    }
+
+    /// Chooses brokers from these drivers instead of [`Drivers::enabled`].
+    #[must_use]
+    pub fn drivers(mut self, drivers: Drivers) -> Self {
+        self.drivers = Some(drivers);
+        self
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// [`Config`](anyqueue_core::ErrorKind::Config), with one line per problem.
+    pub fn load(self) -> Result<Settings> {
+        self.read().0
+    }
+
+    /// Reads everything; also says which keys were asked for, with `*` for names.
+    pub(super) fn read(self) -> (Result<Settings>, Vec<String>) {
+        let mut origins = Origins::default();
+        let (values, file) = match self.merged(&mut origins) {
+            Ok(merged) => merged,
+            Err(e) => return (Err(e), Vec::new()),
+        };
+        let drivers = self.drivers.clone().unwrap_or_else(Drivers::enabled);
+        let reader = Reader::new(&origins);
+        let settings = resolve(Table::root(&reader, values), &reader, drivers);
+        let (problems, asked) = reader.finish();
+        let settings = match settings {
+            Some(settings) if problems.is_empty() => Ok(Settings { file, origins, ..settings }),
+            _ => Err(Error::config(problems.join("\n"))),
+        };
+        let settings = settings.and_then(|settings| match &self.broker {
+            Some(broker) => only_broker(settings, broker),
+            None => Ok(settings),
+        });
+        (settings, asked)
+    }
+
+    /// Defaults are what no layer says, so that three layers are merged: file < environment < flags.
+    fn merged(&self, origins: &mut Origins) -> Result<(Map<String, Value>, Option<String>)> {
+        let environment = match &self.environment {
+            Some(given) => given.clone(),
+            None => process_environment()?,
+        };
+        let file = self.file_text(&environment)?;
+        let layer = match &file {
+            Some((name, text)) => Layer::file(name, text, origins)?,
+            None => Layer::default(),
+        };
+        let environment = Layer::environment(&environment, &layer, origins)?;
+        let flags = Layer::flags(&self.flags, origins)?;
+        let merged = Config::builder().add_source(layer).add_source(environment).add_source(flags).build();
+        let values = merged.and_then(|config| config.collect());
+        let values = values.map_err(|e| Error::config("the settings cannot be merged").because(e))?;
+        Ok((values, file.map(|(name, _)| name)))
+    }
+
+    /// Name and text of the file, if there is one.
+    fn file_text(&self, environment: &[(String, String)]) -> Result<Option<(String, String)>> {
+        if let Some(text) = &self.text {
+            return Ok(Some(text.clone()));
+        }
+        let named = environment.iter().find(|(name, path)| name == "ANYQUEUE_CONFIG" && !path.is_empty());
+        let (path, named_by) = match (&self.file, named) {
+            (Some(path), _) => (path.clone(), Some("--config")),
+            (None, Some((name, path))) => (path.clone(), Some(name.as_str())),
+            (None, None) => (USUAL_FILE.to_owned(), None),
+        };
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some((path, text))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && named_by.is_none() => Ok(None),
+            Err(e) => {
+                let by = named_by.map_or(String::new(), |by| format!(", which {by} names,"));
+                Err(Error::config(format!("the settings file `{path}`{by} cannot be read")).because(e))
+            }
+        }
+    }
+}
+
+/// The variables that may be ours. One that is not Unicode is an error only if it is.
+fn process_environment() -> Result<Vec<(String, String)>> {
+    let ours = |name: &std::ffi::OsString| name.to_string_lossy().starts_with("ANYQUEUE_");
+    let read = |(name, text): (std::ffi::OsString, std::ffi::OsString)| {
+        let name = name.to_string_lossy().into_owned();
+        let text = text.into_string().map_err(|_| Error::config(format!("{name}: its value is not Unicode")))?;
+        Ok((name, text))
+    };
+    std::env::vars_os().filter(|(name, _)| ours(name)).map(read).collect()
+}
+
+/// Reads the merged tables. `None` where what is missing has been reported.
+fn resolve<'r>(mut root: Table<'r>, reader: &'r Reader<'r>, drivers: Drivers) -> Option<Settings> {
+    let strict = root.take("strict", value::boolean).unwrap_or(false);
+    let named = root.take("default_broker", value::text);
+    let brokers = Brokers::read(root.tables("brokers"), reader, &drivers);
+    let default_broker = default_broker(&root, named, &brokers);
+    let base = QueueSettings::new(QueueName::new("default").expect("a constant"), default_broker.clone().unwrap_or_default());
+    let queues = queues(&mut root, base, &brokers);
+    let routes = root.table("routes").map(|table| routes(table, &queues)).unwrap_or_default();
+    let runner = root.table("runner").map(RunnerSettings::read).unwrap_or_default();
+    root.finish();
+    let (default_broker, brokers) = (default_broker?, brokers.usable);
+    Some(Settings { brokers, queues, routes, runner, strict, default_broker, file: None, drivers, origins: Origins::default() })
+}
+
+/// The broker of queues that name none: the one that is named so, `default`, or the only one.
+fn default_broker(root: &Table<'_>, named: Option<String>, brokers: &Brokers<'_>) -> Option<String> {
+    if let Some(name) = named {
+        return brokers.check(&name).map_err(|e| root.problem("default_broker", &e)).ok().map(|()| name);
+    }
+    let mut names = brokers.names();
+    match (brokers.check("default"), names.next(), names.next()) {
+        (Ok(()), ..) => Some("default".into()),
+        (_, Some(only), None) => Some(only.to_owned()),
+        _ => {
+            let known = suggest("default", brokers.names());
+            root.problem("default_broker", &format!("set it, since none of the brokers is called `default`; {known}"));
+            None
+        }
+    }
+}
+
+fn queues(root: &mut Table<'_>, mut base: QueueSettings, brokers: &Brokers<'_>) -> BTreeMap<QueueName, QueueSettings> {
+    if let Some(mut defaults) = root.table("defaults") {
+        base.read_shared(&mut defaults);
+        defaults.finish();
+    }
+    let mut queues = BTreeMap::new();
+    for (name, table) in root.tables("queues") {
+        match QueueName::new(&name) {
+            Ok(name) => {
+                let base = QueueSettings { label: name.to_string(), name: name.clone(), ..base.clone() };
+                queues.insert(name, base.read(table, brokers));
+            }
+            Err(e) => table.wrong_name(&e.to_string()),
+        }
+    }
+    if queues.is_empty() {
+        queues.insert(base.name.clone(), base);
+    }
+    // The queue `default` has the worker `test` as long as nobody gives it another.
+    if let Some(queue) = queues.get_mut("default").filter(|queue| queue.tasks().is_empty()) {
+        let test = WorkerSettings { exec: None, priority: None, delay: None, ttr: None, policy: queue.policy.clone() };
+        queue.workers.insert("test".into(), test);
+    }
+    queues
+}
+
+/// Exact names before patterns, longer patterns before shorter ones.
+fn routes(mut table: Table<'_>, queues: &BTreeMap<QueueName, QueueSettings>) -> Vec<Route> {
+    let mut routes = Vec::new();
+    for (pattern, queue) in table.rest(value::text) {
+        if !queues.contains_key(queue.as_str()) {
+            let known = suggest(&queue, queues.keys().map(QueueName::as_str));
+            table.problem(&pattern, &format!("there is no queue `{queue}`; {known}"));
+        } else if let Ok(route) = Route::read(pattern, &queue) {
+            routes.push(route);
+        }
+    }
+    routes.sort_by(|a, b| b.rank().cmp(&a.rank()).then_with(|| a.pattern.cmp(&b.pattern)));
+    routes
+}
+
+/// Leaves one broker, for all queues. Options that queues have for another driver are dropped.
+fn only_broker(mut settings: Settings, name_or_url: &str) -> Result<Settings> {
+    let broker = match settings.brokers.remove(name_or_url) {
+        Some(broker) => broker,
+        None if name_or_url.contains(':') => {
+            let url = BrokerUrl::parse(name_or_url)?;
+            let driver = *settings.drivers.find(&url.scheme)?;
+            let broker = BrokerSettings::at("command-line", url, driver);
+            broker.options.check(&driver, false)?;
+            broker
+        }
+        None => {
+            let known = suggest(name_or_url, settings.brokers.keys().map(String::as_str));
+            return Err(Error::config(format!("no broker `{name_or_url}` in the settings, and it is no URL; {known}")));
+        }
+    };
+    for queue in settings.queues.values_mut() {
+        let before = settings.brokers.get(&*queue.broker).map(|broker| broker.driver.name);
+        if before.is_some_and(|driver| driver != broker.driver.name) {
+            queue.options = Default::default();
+        }
+        queue.broker = broker.name.clone();
+    }
+    settings.default_broker = broker.name.to_string();
+    settings.brokers = BTreeMap::from([(broker.name.to_string(), broker)]);
+    settings.origins.set(vec!["default_broker".into()], super::Origin::Flag);
+    for name in settings.queues.keys() {
+        settings.origins.set(vec!["queues".into(), name.to_string(), "broker".into()], super::Origin::Flag);
+    }
+    Ok(settings)
+}

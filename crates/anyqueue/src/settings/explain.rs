@@ -1,0 +1,146 @@
+//! Resolved settings as lines: what `queue-runner check` prints.
+
+use anyqueue_core::{Create, time};
+
+use super::origin::{Origin, dotted};
+use super::queue::QueueSettings;
+use super::{BrokerSettings, Settings};
+use crate::policy::{Lease, Policy};
+
+/// One setting as it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// The key, as TOML writes it.
+    pub key: String,
+    /// The value, as it could be written; never a secret.
+    pub value: String,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+impl Settings {
+    /// Every setting as it holds, with where it came from. Options of drivers show that they are set and not to what,
+    /// since they may be secrets.
+    pub fn explain(&self) -> Vec<Line> {
+        let mut lines = Lines { settings: self, lines: Vec::new() };
+        lines.add(&["default_broker"], &self.default_broker);
+        lines.add(&["strict"], self.strict);
+        for (name, broker) in &self.brokers {
+            lines.broker(name, broker);
+        }
+        for queue in self.queues.values() {
+            lines.queue(queue);
+        }
+        for route in &self.routes {
+            lines.add(&["routes", &route.pattern], &route.queue);
+        }
+        lines.runner();
+        lines.lines
+    }
+}
+
+struct Lines<'a> {
+    settings: &'a Settings,
+    lines: Vec<Line>,
+}
+
+impl Lines<'_> {
+    fn add(&mut self, path: &[&str], value: impl ToString) {
+        let key = dotted(path);
+        let origin = self.settings.origin(&key);
+        self.lines.push(Line { key, value: value.to_string(), origin });
+    }
+
+    fn broker(&mut self, name: &str, broker: &BrokerSettings) {
+        let create = match broker.create {
+            Create::Auto => "auto",
+            Create::Never => "never",
+        };
+        self.add(&["brokers", name, "url"], &broker.url);
+        self.add(&["brokers", name, "create"], create);
+        self.add(&["brokers", name, "timeout"], time::show(broker.timeout));
+        self.add(&["brokers", name, "send_timeout"], time::show(broker.send_timeout));
+        for key in broker.options.keys() {
+            self.add(&["brokers", name, key], "(set)");
+        }
+    }
+
+    fn queue(&mut self, queue: &QueueSettings) {
+        let name = queue.name.as_str();
+        self.add(&["queues", name, "broker"], &queue.broker);
+        self.add(&["queues", name, "label"], &queue.label);
+        self.add(&["queues", name, "slots"], or_none(queue.slots));
+        self.add(&["queues", name, "weight"], queue.weight);
+        self.add(&["queues", name, "priority"], queue.priority);
+        self.add(&["queues", name, "delay"], time::show(queue.delay));
+        self.add(&["queues", name, "ttr"], time::show(queue.ttr));
+        self.add(&["queues", name, "priorities"], &queue.priorities);
+        self.policy(&["queues", name], &queue.policy, None);
+        for key in queue.options.keys() {
+            self.add(&["queues", name, key], "(set)");
+        }
+        if !queue.elsewhere.is_empty() {
+            self.add(&["queues", name, "elsewhere"], queue.elsewhere.join(", "));
+        }
+        for (task, worker) in &queue.workers {
+            let path = ["queues", name, "workers", task];
+            let mut own = |key: &str, value: Option<String>| {
+                if let Some(value) = value {
+                    self.add(&[&path[..], &[key]].concat(), value);
+                }
+            };
+            own("exec", worker.exec.as_ref().map(|words| format!("{words:?}")));
+            own("priority", worker.priority.map(|n| n.to_string()));
+            own("delay", worker.delay.map(time::show));
+            own("ttr", worker.ttr.map(time::show));
+            self.policy(&path, &worker.policy, Some(&queue.policy));
+        }
+    }
+
+    /// The keys of a policy; beside another one only those that differ.
+    fn policy(&mut self, path: &[&str], policy: &Policy, beside: Option<&Policy>) {
+        let other = beside.map(policy_words);
+        for (n, (key, value)) in policy_words(policy).into_iter().enumerate() {
+            if other.as_ref().is_none_or(|other| other[n].1 != value) {
+                self.add(&[path, &[key]].concat(), value);
+            }
+        }
+    }
+
+    fn runner(&mut self) {
+        let runner = &self.settings.runner;
+        self.add(&["runner", "slots"], runner.slots);
+        self.add(&["runner", "strategy"], runner.strategy.word());
+        self.add(&["runner", "prefetch"], runner.prefetch);
+        self.add(&["runner", "grace"], time::show(runner.grace));
+        self.add(&["runner", "max_tasks"], or_none(runner.max_tasks));
+        self.add(&["runner", "max_idle_cycles"], or_none(runner.max_idle_cycles));
+        self.add(&["runner", "max_time"], or_none(runner.max_time.map(time::show)));
+        self.add(&["runner", "memory_limit"], or_none(runner.memory_limit));
+    }
+}
+
+fn or_none(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "none".into(), |value| value.to_string())
+}
+
+fn policy_words(policy: &Policy) -> [(&'static str, String); 7] {
+    let backoff = &policy.backoff;
+    let (first, max) = (time::show(backoff.first), time::show(backoff.max));
+    let lease = match policy.lease {
+        Lease::Auto => "auto",
+        Lease::Manual => "manual",
+    };
+    [
+        ("max_attempts", policy.max_attempts.to_string()),
+        (
+            "backoff",
+            format!("{{ first = \"{first}\", factor = {}, max = \"{max}\", jitter = {} }}", backoff.factor, backoff.jitter),
+        ),
+        ("max_crashes", policy.max_crashes.to_string()),
+        ("lease", lease.into()),
+        ("time_limit", or_none(policy.time_limit.map(time::show))),
+        ("notify_after", or_none(policy.notify_after)),
+        ("unknown_for", time::show(policy.unknown_for)),
+    ]
+}
