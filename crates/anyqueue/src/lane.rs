@@ -1,0 +1,148 @@
+//! Sending with group commit: tasks that arrive while a request is in flight go out together in the next one.
+//! There is no timer: an idle lane sends at once.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyqueue_core::{Accepted, Broker, Clock, Envelope, Error, QueueName, Result};
+use tokio::sync::oneshot;
+
+use crate::brokers::BrokerSlot;
+use crate::io::Io;
+
+/// The way of one queue's tasks to its broker.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    queue: QueueName,
+    pub(crate) broker: Arc<BrokerSlot>,
+    waiting: Mutex<Waiting>,
+    io: Io,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    tasks: VecDeque<(Envelope, oneshot::Sender<Result<Accepted>>)>,
+    in_flight: bool,
+}
+
+impl Lane {
+    pub(crate) fn new(queue: QueueName, broker: Arc<BrokerSlot>, io: Io) -> Arc<Self> {
+        Arc::new(Self { queue, broker, waiting: Mutex::default(), io })
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends one task. Transient errors are retried with back-off for as long as the broker's settings say.
+    ///
+    /// # Cancel safety
+    /// A dropped future may or may not have sent the task.
+    pub(crate) async fn send(self: &Arc<Self>, envelope: Envelope, clock: &dyn Clock) -> Result<Accepted> {
+        let give_up = clock.now() + self.broker.settings.send_timeout;
+        let mut wait = Duration::from_millis(50);
+        loop {
+            let error = match self.once(&envelope).await {
+                Ok(accepted) => return Ok(accepted),
+                Err(e) if !e.is_retryable() => return Err(e),
+                Err(e) => e,
+            };
+            if clock.now() + wait >= give_up {
+                let waited = anyqueue_core::time::show(self.broker.settings.send_timeout);
+                return Err(error.during("send").with("queue", &self.queue).with("gave up after", waited));
+            }
+            clock.sleep_until(clock.now() + wait.mul_f64(0.5 + fastrand::f64())).await;
+            wait = (wait * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    /// Sends many tasks: one answer each, in order.
+    pub(crate) async fn send_all(self: &Arc<Self>, envelopes: &[Envelope], clock: &dyn Clock) -> Vec<Result<Accepted>> {
+        let broker = match self.broker.connected().await {
+            Ok(broker) => broker,
+            Err(e) => return envelopes.iter().map(|_| Err(e.duplicate())).collect(),
+        };
+        let most = broker.capabilities(&self.queue).batch.send.max(1);
+        let mut answers = Vec::with_capacity(envelopes.len());
+        for chunk in envelopes.chunks(most) {
+            answers.extend(sent(&*broker, &self.queue, chunk).await);
+        }
+        for (answer, envelope) in answers.iter_mut().zip(envelopes) {
+            if answer.as_ref().is_err_and(Error::is_retryable) {
+                *answer = self.send(envelope.clone(), clock).await;
+            }
+        }
+        answers
+    }
+
+    async fn once(self: &Arc<Self>, envelope: &Envelope) -> Result<Accepted> {
+        let follow = {
+            let mut waiting = self.waiting();
+            if waiting.in_flight {
+                let (answer, answered) = oneshot::channel();
+                waiting.tasks.push_back((envelope.clone(), answer));
+                Some(answered)
+            } else {
+                waiting.in_flight = true;
+                None
+            }
+        };
+        if let Some(answered) = follow {
+            return answered.await.unwrap_or_else(|_| Err(Error::unavailable("the send was given up").effect_unknown()));
+        }
+        // The first of a burst sends itself; what has queued up meanwhile goes out when this guard falls.
+        let _next = Next(self);
+        let broker = self.broker.connected().await?;
+        sent(&*broker, &self.queue, std::slice::from_ref(envelope)).await.pop().unwrap_or_else(|| Err(no_answer()))
+    }
+
+    async fn flush(self: Arc<Self>) {
+        let _next = Next(&self);
+        let broker = match self.broker.connected().await {
+            Ok(broker) => broker,
+            Err(e) => {
+                let tasks = std::mem::take(&mut self.waiting().tasks);
+                tasks.into_iter().for_each(|(_, answer)| drop(answer.send(Err(e.duplicate()))));
+                return;
+            }
+        };
+        let most = broker.capabilities(&self.queue).batch.send.max(1);
+        loop {
+            let (batch, answers): (Vec<_>, Vec<_>) = {
+                let mut waiting = self.waiting();
+                let count = waiting.tasks.len().min(most);
+                waiting.tasks.drain(..count).unzip()
+            };
+            if batch.is_empty() {
+                return;
+            }
+            let results = sent(&*broker, &self.queue, &batch).await;
+            results.into_iter().zip(answers).for_each(|(result, answer)| drop(answer.send(result)));
+        }
+    }
+}
+
+/// Hands the lane on when a request is over, even one that was dropped half-way.
+struct Next<'a>(&'a Arc<Lane>);
+
+impl Drop for Next<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.0.waiting();
+        if waiting.tasks.is_empty() {
+            waiting.in_flight = false;
+        } else {
+            drop(self.0.io.spawn(self.0.clone().flush()));
+        }
+    }
+}
+
+async fn sent(broker: &dyn Broker, queue: &QueueName, batch: &[Envelope]) -> Vec<Result<Accepted>> {
+    let mut answers = broker.send(queue, batch).await;
+    answers.resize_with(batch.len(), || Err(no_answer()));
+    answers
+}
+
+fn no_answer() -> Error {
+    Error::new(anyqueue_core::ErrorKind::Protocol, "the adapter gave no answer for this task").effect_unknown()
+}

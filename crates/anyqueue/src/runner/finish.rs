@@ -1,0 +1,191 @@
+//! Waiting for a reason to stop, and stopping: quiet, grace, release, flush.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyqueue_core::{Error, ErrorKind, Moment, Result};
+
+use super::attempt::Reason;
+use super::handle::{Progress, RunnerHandle};
+use super::shared::Shared;
+use super::start::Parts;
+
+/// How long results may take to be stored when the runner stops.
+const FLUSH: Duration = Duration::from_secs(10);
+
+/// Why a runner stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Why {
+    /// A signal.
+    Signal,
+    /// The program asked for it.
+    Asked,
+    /// Nothing was ready any more.
+    Drained,
+    /// A limit was reached; the text says which.
+    Limit(String),
+    /// A worker asked for it.
+    Worker,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal => f.write_str("stopped by a signal"),
+            Self::Asked => f.write_str("stopped"),
+            Self::Drained => f.write_str("drained"),
+            Self::Limit(limit) => write!(f, "stopped at {limit}"),
+            Self::Worker => f.write_str("stopped by a worker"),
+        }
+    }
+}
+
+/// How a runner ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// Why it stopped.
+    pub why: Why,
+    /// What it did.
+    pub progress: Progress,
+    /// Handlers that were cut short, their tasks given back uncounted.
+    pub cut_short: u64,
+    /// Results that could not be stored: those tasks come again when their leases end.
+    pub unstored: u64,
+}
+
+impl Finished {
+    /// What a process should end with: 0 clean; 3 running handlers were cut short and their tasks given back; 4 results
+    /// could not be stored and those tasks will come again.
+    pub fn exit_code(&self) -> u8 {
+        match (self.unstored, self.cut_short) {
+            (1.., _) => 4,
+            (0, 1..) => 3,
+            (0, 0) => 0,
+        }
+    }
+}
+
+impl fmt::Display for Finished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Progress { done, discarded, retried, snoozed, held, late, .. } = self.progress;
+        write!(f, "{}: {done} done", self.why)?;
+        let others =
+            [(discarded, "discarded"), (retried, "to be retried"), (snoozed, "waiting"), (held, "held"), (late, "too late")];
+        for (count, word) in others.into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, ", {count} {word}")?;
+        }
+        if self.cut_short > 0 {
+            write!(f, ", {} cut short and given back", self.cut_short)?;
+        }
+        if self.unstored > 0 {
+            write!(f, ", {} results not stored: those tasks will come again", self.unstored)?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) async fn wait_and_stop(
+    shared: &Arc<Shared>,
+    handle: &RunnerHandle,
+    mut parts: Parts,
+    grace: Duration,
+) -> Result<Finished> {
+    let broken = wait(shared, handle).await;
+    {
+        let mut state = shared.state();
+        state.quiet = true;
+        let tasks = state.give_back_buffered();
+        drop(state);
+        shared.give_back(tasks);
+        shared.ring_all_pumps();
+    }
+    let give_up = shared.clock.now() + grace;
+    let idle = |shared: &Shared| shared.state().running == 0;
+    until(shared, handle, 2, give_up, idle).await;
+    let cut_short = shared.state().cancel_running(Reason::Stop) as u64;
+    if cut_short > 0 {
+        tracing::warn!(cut_short, "the grace time is over: running handlers are cut short and their tasks given back");
+    }
+    let flushed = |shared: &Shared| shared.watched.iter().all(|queue| queue.settle.open() == 0);
+    // A blocking handler cannot be cut short, but its task is given back by the slot that waits for it.
+    let released = |shared: &Shared| flushed(shared) && shared.state().cancelled_are_settled();
+    let give_up = shared.clock.now() + FLUSH;
+    until(shared, handle, 3, give_up, released).await;
+    for pump in parts.pumps.drain(..) {
+        let abort = pump.abort_handle();
+        tokio::select! {
+            _ = pump => {}
+            () = shared.clock.sleep_until(shared.clock.now() + Duration::from_secs(2)) => abort.abort(),
+        }
+    }
+    until(shared, handle, 3, give_up, flushed).await;
+    // Child processes have been asked to end; they get this long before they are killed.
+    until(shared, handle, 3, shared.clock.now() + crate::exec::PATIENCE, idle).await;
+    parts.slots.iter().chain(&parts.rest).for_each(tokio::task::JoinHandle::abort);
+    let unstored = shared.watched.iter().map(|queue| queue.settle.open() as u64).sum();
+    if let Some(error) = broken {
+        return Err(error);
+    }
+    Ok(Finished { why: handle.why().unwrap_or(Why::Asked), progress: handle.progress(), cut_short, unstored })
+}
+
+/// Waits for a reason to stop. An error: no queue can be worked at all.
+async fn wait(shared: &Arc<Shared>, handle: &RunnerHandle) -> Option<Error> {
+    loop {
+        shared.step_alone();
+        if handle.level() > 0 {
+            return None;
+        }
+        if shared.asked_to_stop.load(Ordering::Acquire) {
+            handle.stop_because(Why::Worker);
+            return None;
+        }
+        let (drained, used_up) = {
+            let state = shared.state();
+            (shared.drain && state.is_drained(), state.left == Some(0))
+        };
+        if drained {
+            handle.stop_because(Why::Drained);
+            return None;
+        }
+        if used_up {
+            handle.stop_because(Why::Limit("its number of tasks".into()));
+            return None;
+        }
+        if let Some(error) = all_fatal(shared) {
+            return Some(error);
+        }
+        tokio::select! {
+            () = shared.activity.notified() => {}
+            () = handle.rung() => {}
+        }
+    }
+}
+
+fn all_fatal(shared: &Shared) -> Option<Error> {
+    let mut errors = Vec::new();
+    for queue in &shared.watched {
+        let health = queue.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !health.fatal {
+            return None;
+        }
+        errors.push(format!("queue `{}`: {}", queue.name(), health.error.as_deref().unwrap_or_default()));
+    }
+    Some(Error::new(ErrorKind::Unsupported, errors.join("\n")))
+}
+
+/// Waits until something holds, a moment has come, or somebody hurries.
+async fn until(shared: &Shared, handle: &RunnerHandle, level: u8, give_up: Moment, holds: impl Fn(&Shared) -> bool) {
+    let over = shared.clock.sleep_until(give_up);
+    tokio::pin!(over);
+    while !holds(shared) && handle.level() < level {
+        tokio::select! {
+            () = &mut over => return,
+            () = shared.activity.notified() => {}
+            () = handle.rung() => {}
+        }
+    }
+}

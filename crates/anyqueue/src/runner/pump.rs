@@ -1,0 +1,214 @@
+//! One pump per queue: it reserves what slots can take soon, reads it, and hands it to the slots.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyqueue_core::{
+    ConsumeOptions, Consumer, Delivery, Error, ErrorKind, Incoming, PriorityRange, Requirements, Result, Settler, TaskId, chain,
+};
+
+use super::attempt::Attempt;
+use super::decide::{self, Decision, Verdict};
+use super::health;
+use super::shared::{Shared, Watched};
+use crate::policy::Lease;
+
+/// An idle reserve waits so long before it looks again: a safety net, since wake-ups are pushed.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Feeds one queue's buffer until the runner is quiet.
+pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: PriorityRange, prefetch: usize, strict: bool) {
+    let mut consumer: Option<Box<dyn Consumer>> = None;
+    loop {
+        let Some(demand) = demanded(&shared, &watched).await else { break };
+        match reserve(&shared, &watched, &mut consumer, demand, &priorities, prefetch, strict).await {
+            Ok(Some(0) | None) => {}
+            Ok(Some(_)) => shared.counters.idle_cycles.store(0, Ordering::Relaxed),
+            Err(e) => {
+                if !failed(&shared, &watched, &e).await {
+                    break;
+                }
+            }
+        }
+    }
+    if let Some(consumer) = consumer {
+        if let Err(e) = consumer.close().await {
+            tracing::warn!(queue = watched.name().as_str(), error = chain(&e), "cannot give back what was fetched");
+        }
+    }
+    shared.activity.notify_one();
+}
+
+/// Waits until the queue runs low. `None` once the runner is quiet.
+async fn demanded(shared: &Shared, watched: &Watched) -> Option<NonZeroUsize> {
+    loop {
+        {
+            let state = shared.state();
+            if state.quiet {
+                return None;
+            }
+            let demand = state.demand(watched.lane);
+            // Asking for a few at a time would make many small requests of one large one.
+            if demand > state.lanes[watched.lane].buffer.len() {
+                return NonZeroUsize::new(demand);
+            }
+        }
+        watched.wanted.notified().await;
+    }
+}
+
+/// One request. How many came; `None` if it was broken off.
+async fn reserve(
+    shared: &Arc<Shared>,
+    watched: &Arc<Watched>,
+    consumer: &mut Option<Box<dyn Consumer>>,
+    demand: NonZeroUsize,
+    priorities: &PriorityRange,
+    prefetch: usize,
+    strict: bool,
+) -> Result<Option<usize>> {
+    let consumer = match consumer {
+        Some(consumer) => consumer,
+        None => consumer.insert(connect(watched, priorities, prefetch, strict).await?),
+    };
+    let settled = shared.state().settled;
+    let wait = if shared.drain { Duration::ZERO } else { IDLE };
+    let deliveries = tokio::select! {
+        deliveries = consumer.reserve(demand, wait) => deliveries?,
+        () = broken_off(shared, watched) => return Ok(None),
+    };
+    watched.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).answered(&*shared.clock);
+    let count = deliveries.len();
+    if count > 0 {
+        take_in(shared, watched, consumer.settler(), deliveries).await;
+    } else if shared.drain {
+        shared.state().found_empty(watched.lane, settled);
+        shared.activity.notify_one();
+        watched.wanted.notified().await;
+    }
+    Ok(Some(count))
+}
+
+async fn connect(watched: &Watched, priorities: &PriorityRange, prefetch: usize, strict: bool) -> Result<Box<dyn Consumer>> {
+    let broker = watched.slot.connected().await?;
+    let problems = requirements(watched, priorities, strict).check(&broker.capabilities(watched.name()));
+    if !problems.is_empty() {
+        let broker = &watched.settings.broker;
+        return Err(Error::new(ErrorKind::Unsupported, problems.join("; ")).with("queue", watched.name()).with("broker", broker));
+    }
+    let options = ConsumeOptions { prefetch, priorities: priorities.0.clone(), ttr: watched.settings.ttr };
+    broker.consume(watched.name(), options).await
+}
+
+/// What the settings of a queue ask of its broker.
+pub(crate) fn requirements(watched: &Watched, priorities: &PriorityRange, strict: bool) -> Requirements {
+    let policies = || watched.workers.values().map(|worker| &worker.policy).chain([&watched.settings.policy]);
+    let renewed = policies().filter(|policy| policy.lease == Lease::Auto).filter_map(|policy| policy.time_limit).max();
+    let ttrs = watched.settings.workers.values().filter_map(|worker| worker.ttr);
+    Requirements {
+        priorities: priorities.clone(),
+        ttr: ttrs.chain([watched.settings.ttr]).max().unwrap_or(watched.settings.ttr),
+        reserved: renewed,
+        delay: policies().map(|policy| policy.backoff.max).chain([watched.settings.delay]).max().unwrap_or_default(),
+        strict,
+    }
+}
+
+/// Notes a failure and waits. False if no further try can help.
+async fn failed(shared: &Shared, watched: &Watched, error: &Error) -> bool {
+    let text = chain(error);
+    let failures = watched.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).failed(text.clone());
+    let (queue, broker) = (watched.name().as_str(), &*watched.settings.broker);
+    if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Config | ErrorKind::TooNew | ErrorKind::Closed) {
+        tracing::error!(queue, broker, error = text, "this queue cannot be worked");
+        watched.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).fatal = true;
+        return false;
+    }
+    let wait = health::back_off(failures);
+    if failures == 1 {
+        tracing::warn!(queue, broker, error = text, ?wait, "the broker does not answer; will try again, less and less often");
+    } else {
+        tracing::debug!(queue, broker, error = text, ?wait, failures, "still no answer");
+    }
+    tokio::select! {
+        () = shared.clock.sleep_until(shared.clock.now() + wait) => {}
+        () = quiet(shared, watched) => {}
+    }
+    true
+}
+
+async fn quiet(shared: &Shared, watched: &Watched) {
+    while !shared.state().quiet {
+        watched.wanted.notified().await;
+    }
+}
+
+/// A waiting request is given up when nothing may be reserved any more.
+async fn broken_off(shared: &Shared, watched: &Watched) {
+    while shared.state().may_reserve() {
+        watched.wanted.notified().await;
+    }
+}
+
+/// Reads deliveries and sorts out those that no worker will see.
+async fn take_in(shared: &Arc<Shared>, watched: &Watched, settler: Arc<dyn Settler>, deliveries: Vec<Delivery>) {
+    let broker = &*watched.settings.broker;
+    let attempts = deliveries.into_iter().map(|delivery| {
+        let incoming = Incoming::read(&delivery, broker, watched.defaults());
+        let Delivery { receipt, queue, native, deadline, .. } = delivery;
+        Arc::new(Attempt::new(incoming, receipt, native, deadline, queue, watched.lane, settler.clone(), shared.clock.clone()))
+    });
+    let mut attempts: Vec<_> = attempts.collect();
+    if let Some(filter) = &shared.filter {
+        let ids: Vec<TaskId> = attempts.iter().map(|attempt| attempt.incoming.id).collect();
+        let wanted = filter.wanted(watched.name(), &ids).await.unwrap_or_else(|e| {
+            tracing::warn!(
+                queue = watched.name().as_str(),
+                error = chain(&e),
+                "the delivery filter fails; all tasks are taken as wanted"
+            );
+            Vec::new()
+        });
+        let mut wanted = wanted.into_iter().chain(std::iter::repeat(true));
+        attempts = keep(shared, attempts, |_| {
+            let gone =
+                || Decision { settlement: anyqueue_core::Settlement::Done, verdict: Verdict::Discarded("cancelled".into()) };
+            (!wanted.next().unwrap_or(true)).then(gone)
+        });
+    }
+    let attempts = keep(shared, attempts, |attempt| sorted_out(shared, watched, attempt));
+    shared.push(watched.lane, attempts);
+}
+
+fn keep(shared: &Shared, attempts: Vec<Arc<Attempt>>, mut check: impl FnMut(&Attempt) -> Option<Decision>) -> Vec<Arc<Attempt>> {
+    let mut kept = Vec::with_capacity(attempts.len());
+    for attempt in attempts {
+        match check(&attempt) {
+            Some(decision) => shared.settle(attempt, decision),
+            None => kept.push(attempt),
+        }
+    }
+    kept
+}
+
+fn sorted_out(shared: &Shared, watched: &Watched, attempt: &Attempt) -> Option<Decision> {
+    let (task, native) = (&attempt.incoming, &attempt.native);
+    if let Some(why) = &task.unreadable {
+        return Some(decide::undecodable(why, task, shared.clock.wall()));
+    }
+    let policy = watched.policy(&task.wire.task);
+    let crashes = task.crashes(native);
+    if crashes >= policy.max_crashes.max(1) {
+        return Some(decide::crashed(task, crashes, shared.clock.wall()));
+    }
+    if task.needs_marking(native) {
+        return Some(decide::probation(task, crashes > task.wire.crashed));
+    }
+    if !watched.workers.contains_key(&task.wire.task) {
+        let elsewhere = watched.settings.elsewhere.contains(&task.wire.task);
+        return Some(decide::without_worker(task, attempt.queue(), elsewhere, policy.unknown_for, shared.clock.wall()));
+    }
+    None
+}

@@ -1,0 +1,147 @@
+//! From a builder to running parts.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use anyqueue_core::{Error, ErrorKind, PriorityRange, QueueName, Result, suggest};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::finish::{self, Finished};
+use super::health::Health;
+use super::settle::SettleLine;
+use super::shared::{Registered, Shared, Watched};
+use super::state::State;
+use super::{Runner, Source, Watch, keeper, limits, pump, settle, signals, slots};
+use crate::exec::ExecWorker;
+use crate::queue::{Queue, Start};
+use crate::queues::Queues;
+use crate::settings::QueueSettings;
+
+/// The running parts.
+pub(crate) struct Parts {
+    pub(crate) pumps: Vec<JoinHandle<()>>,
+    pub(crate) slots: Vec<JoinHandle<()>>,
+    pub(crate) rest: Vec<JoinHandle<()>>,
+}
+
+pub(crate) async fn run(runner: Runner) -> Result<Finished> {
+    let (queues, own) = match runner.source {
+        Source::Settings(settings) => (Queues::connect(*settings).await?, true),
+        Source::Queues(queues) => (queues, false),
+    };
+    let (watched, starts) = watched(&queues, runner.handlers, &runner.watch)?;
+    let ranges = |queue: &Watched| runner.priorities.clone().unwrap_or_else(|| queue.settings.priorities.clone());
+    check(&queues, &watched, ranges).await?;
+    for (name, start) in starts {
+        start().await.map_err(|e| Error::config("the start hook failed").with("queue", name).because(e))?;
+    }
+    let options = &runner.options;
+    let mut state = State::new(options.slots.max(1), options.prefetch, options.strategy, options.max_tasks);
+    watched.iter().for_each(|queue| state.add_lane(queue.settings.slots, queue.settings.weight));
+    let shared = Arc::new(Shared::new(state, watched, queues.clock().clone(), runner.hooks, runner.filter, runner.drain));
+    runner.handle.attach(&shared);
+    let signals = if runner.signals { Some(signals::listen(runner.handle.clone())?) } else { None };
+
+    let io = &queues.0.io;
+    let mut parts = Parts { pumps: Vec::new(), slots: Vec::new(), rest: vec![io.spawn(keeper::run(shared.clone()))] };
+    parts.rest.push(io.spawn(limits::run(shared.clone(), options.clone(), runner.handle.clone())));
+    for queue in &shared.watched {
+        let prefetch = options.slots + options.prefetch;
+        let feed = pump::run(shared.clone(), queue.clone(), ranges(queue), prefetch, queues.settings().strict);
+        parts.pumps.push(io.spawn(feed));
+        parts.rest.push(io.spawn(settle::run(shared.clone(), queue.clone())));
+    }
+    parts.slots.extend((0..options.slots.max(1)).map(|slot| tokio::spawn(slots::run(shared.clone(), slot))));
+
+    let finished = finish::wait_and_stop(&shared, &runner.handle, parts, options.grace).await;
+    drop(signals);
+    if own {
+        queues.close().await?;
+    }
+    finished
+}
+
+type Starts = Vec<(String, Start)>;
+
+/// Puts handlers and settings together.
+fn watched(queues: &Queues, handlers: Vec<Queue>, watch: &Watch) -> Result<(Vec<Arc<Watched>>, Starts)> {
+    let mut by_name: HashMap<String, Queue> = HashMap::new();
+    for handler in handlers {
+        queues.settings().queue(handler.name())?;
+        if let Some(twice) = by_name.insert(handler.name.clone(), handler) {
+            return Err(Error::config(format!("queue `{}` has two handlers; give all its workers to one", twice.name)));
+        }
+    }
+    for settings in queues.settings().queues.values() {
+        for (task, worker) in &settings.workers {
+            if let Some(command) = &worker.exec {
+                let handler = by_name.entry(settings.name.to_string()).or_insert_with(|| Queue::bare(settings.name.as_str()));
+                handler.add(task, Arc::new(ExecWorker::new(command)?));
+            }
+        }
+    }
+    let mut chosen: Vec<&QueueSettings> = match watch {
+        Watch::All => queues.settings().queues.values().filter(|queue| by_name.contains_key(queue.name.as_str())).collect(),
+        Watch::Named(names) => names.iter().map(|name| queues.settings().queue(name)).collect::<Result<_>>()?,
+    };
+    chosen.dedup_by(|a, b| a.name == b.name);
+    if *watch == Watch::All {
+        // A strict strategy goes by weight; queues named one by one keep the order they were named in.
+        chosen.sort_by_key(|queue| std::cmp::Reverse(queue.weight));
+    }
+    let (mut all, mut starts) = (Vec::new(), Vec::new());
+    for (lane, settings) in chosen.into_iter().enumerate() {
+        let Some(handler) = by_name.remove(settings.name.as_str()).filter(|handler| !handler.workers.is_empty()) else {
+            return Err(no_worker(&settings.name, &by_name));
+        };
+        starts.extend(handler.start.map(|start| (settings.name.to_string(), start)));
+        all.push(Arc::new(Watched {
+            lane,
+            slot: queues.slot(&settings.broker)?.clone(),
+            workers: handler
+                .workers
+                .into_iter()
+                .map(|(task, worker)| {
+                    let policy = settings.workers.get(&task).map_or(&settings.policy, |own| &own.policy).clone();
+                    (task, Registered { worker, policy })
+                })
+                .collect(),
+            settings: settings.clone(),
+            settle: SettleLine::default(),
+            wanted: Notify::new(),
+            health: Mutex::new(Health::default()),
+        }));
+    }
+    if all.is_empty() {
+        return Err(Error::config("no queue has a worker in this process; add a handler, or `exec` workers to queue.toml"));
+    }
+    Ok((all, starts))
+}
+
+fn no_worker(name: &QueueName, known: &HashMap<String, Queue>) -> Error {
+    let known: Vec<&str> = known.keys().map(String::as_str).collect();
+    Error::config(format!("queue `{name}` has no worker in this process; those that have one: {}", suggest("", known)))
+}
+
+/// Asks every broker that answers whether it can do what the settings want.
+async fn check(queues: &Queues, watched: &[Arc<Watched>], ranges: impl Fn(&Watched) -> PriorityRange) -> Result<()> {
+    let mut problems = Vec::new();
+    for queue in watched {
+        match queue.slot.connected().await {
+            Ok(broker) => {
+                let found =
+                    pump::requirements(queue, &ranges(queue), queues.settings().strict).check(&broker.capabilities(queue.name()));
+                problems.extend(
+                    found
+                        .into_iter()
+                        .map(|problem| format!("queue `{}` on broker `{}`: {problem}", queue.name(), queue.settings.broker)),
+                );
+            }
+            // The pump goes on trying.
+            Err(e) if e.is_retryable() => {}
+            Err(e) => return Err(e.with("queue", queue.name())),
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Error::new(ErrorKind::Unsupported, problems.join("\n"))) }
+}
