@@ -1,0 +1,114 @@
+//! Settings of a broker.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyqueue_core::{ConnectOptions, Create, Durability, Error, ErrorKind, OptionSpec, Result};
+
+/// The largest body by default: 64 MiB.
+pub(crate) const MAX_PAYLOAD: u64 = 64 << 20;
+/// Above this, SQLite itself refuses a row.
+const MOST_PAYLOAD: u64 = 900_000_000;
+
+/// The options that the driver knows.
+pub(crate) const OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        key: "durability",
+        default: "power",
+        help: "what an accepted task survives: `power` (a power loss; an fsync per group of sends) or `process` (any process's death)",
+        per_queue: false,
+    },
+    OptionSpec {
+        key: "busy_timeout",
+        default: "the request timeout",
+        help: "how long to wait for a lock that another process holds",
+        per_queue: false,
+    },
+    OptionSpec { key: "max_payload", default: "67108864", help: "the largest body, in bytes", per_queue: false },
+    OptionSpec {
+        key: "cache",
+        default: "16777216",
+        help: "memory for pages of the file, in bytes per connection",
+        per_queue: false,
+    },
+];
+
+/// Where the file is and how to treat it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// The file, as it was written.
+    pub(crate) path: PathBuf,
+    /// What an accepted task survives.
+    pub(crate) durability: Durability,
+    /// How long to wait for a lock.
+    pub(crate) busy_timeout: Duration,
+    /// The largest body, in bytes.
+    pub(crate) max_payload: u64,
+    /// Page cache of each connection, in bytes.
+    pub(crate) cache: u64,
+    /// Whether a missing file or queue is made.
+    pub(crate) create: bool,
+}
+
+impl Config {
+    /// Reads URL and options.
+    pub(crate) fn read(options: &ConnectOptions) -> Result<Self> {
+        let given = &options.options;
+        let max_payload = given.number("max_payload")?.unwrap_or(MAX_PAYLOAD);
+        if !(1..=MOST_PAYLOAD).contains(&max_payload) {
+            let text = format!(
+                "option `max_payload` is {max_payload}; it takes 1 to {MOST_PAYLOAD} bytes, the most SQLite keeps in a row"
+            );
+            return Err(Error::config(text));
+        }
+        Ok(Self {
+            path: path(options)?,
+            durability: given
+                .choice("durability", &[("power", Durability::Power), ("process", Durability::Process)])?
+                .unwrap_or(Durability::Power),
+            busy_timeout: given.duration("busy_timeout")?.unwrap_or(options.timeout).min(options.timeout),
+            max_payload,
+            cache: given.number("cache")?.unwrap_or(16 << 20),
+            create: options.create == Create::Auto,
+        })
+    }
+
+    /// The same file has the same path, whatever it was called by. The file itself need not exist, its folder must.
+    pub(crate) fn canonical(&self) -> Result<PathBuf> {
+        if let Ok(found) = self.path.canonicalize() {
+            return Ok(found);
+        }
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder.canonicalize().map_err(|e| {
+            let text = format!("the folder of {} cannot be opened; create it first", self.path.display());
+            Error::new(ErrorKind::NotFound, text).because(e)
+        })?;
+        let name = self.path.file_name().ok_or_else(|| not_a_file(&self.path))?;
+        Ok(folder.join(name))
+    }
+}
+
+fn path(options: &ConnectOptions) -> Result<PathBuf> {
+    let url = &options.url;
+    if let Some((host, _)) = url.hosts.first() {
+        return Err(Error::config(format!(
+            "`{url}` names a host, `{host}`, but SQLite is a file; write `{0}:{host}/{1}` or `{0}:///absolute/path`",
+            url.scheme, url.path
+        )));
+    }
+    let path = PathBuf::from(&url.path);
+    if url.path.is_empty() || url.path == "/" || url.path.ends_with('/') || path.is_dir() {
+        return Err(not_a_file(&path));
+    }
+    if url.path == ":memory:" {
+        return Err(Error::config("`:memory:` lives in one connection only; use the `memory:` broker, or name a file"));
+    }
+    Ok(path)
+}
+
+fn not_a_file(path: &Path) -> Error {
+    Error::config(format!(
+        "`{}` is not the name of a file; write `sqlite:./queue.db` or `sqlite:///var/lib/queue.db`",
+        path.display()
+    ))
+}

@@ -1,0 +1,27 @@
+//! Whether the file under a path is still the one that was opened.
+
+use std::path::Path;
+
+use anyqueue_core::{Error, Result};
+
+/// Which file it is, whatever it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    pub(crate) fn of(path: &Path) -> Result<Self> {
+        Self::read(path).map_err(|e| Error::unavailable(format!("{} cannot be looked at", path.display())).because(e))
+    }
+
+    pub(crate) fn is_still(&self, path: &Path) -> bool {
+        Self::read(path).is_ok_and(|found| found == *self)
+    }
+
+    fn read(path: &Path) -> std::io::Result<Self> {
+        let found = rustix::fs::stat(path)?;
+        Ok(Self { device: found.st_dev as u64, inode: found.st_ino as u64 })
+    }
+}

@@ -1,0 +1,1 @@
+DELETE FROM task WHERE seq IN (SELECT seq FROM task WHERE queue = ?1 AND state = 3 AND seq < ?2 LIMIT ?3)

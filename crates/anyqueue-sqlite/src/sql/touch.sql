@@ -1,0 +1,1 @@
+UPDATE task SET due = ?4 WHERE seq = ?1 AND reserves = ?2 AND state = 4 AND due > ?3

@@ -1,0 +1,149 @@
+//! What happens inside a transaction: one file per verb, its SQL beside it in `src/sql`.
+
+mod admin;
+mod claim;
+mod lease;
+mod listing;
+mod send;
+mod settle;
+
+use std::collections::HashMap;
+
+use anyqueue_core::{Error, ErrorKind, QueueName, Result};
+use rusqlite::{Connection, OptionalExtension};
+
+use crate::error::Fault;
+
+pub(crate) use admin::{delete, kick, kick_ids, next_seq, pause, paused, purge};
+pub(crate) use claim::{Claim, Taken, advance, has_ready, is_due};
+pub(crate) use lease::LeaseBook;
+pub(crate) use listing::{facts, held, info, peek, stats};
+pub(crate) use send::send;
+pub(crate) use settle::{give_back, settle, touch};
+
+/// The states as the file has them.
+pub(crate) mod state {
+    pub(crate) const READY: i64 = 2;
+    pub(crate) const DELAYED: i64 = 3;
+    pub(crate) const RESERVED: i64 = 4;
+    pub(crate) const HELD: i64 = 5;
+}
+
+/// What the writing thread remembers between transactions.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    queues: HashMap<QueueName, i64>,
+    leases: LeaseBook,
+}
+
+impl Memory {
+    /// After a rollback: what was found or made in it may not be there.
+    pub(crate) fn forget(&mut self) {
+        self.queues.clear();
+        self.leases.not_cleared();
+    }
+
+    /// After a commit.
+    pub(crate) fn keep(&mut self, leased: Vec<(i64, Vec<i64>)>, ended: Vec<i64>) {
+        self.leases.cleared();
+        for (lease, tasks) in leased {
+            self.leases.add(lease, &tasks);
+        }
+        for seq in ended {
+            self.leases.end(seq);
+        }
+    }
+}
+
+/// What a transaction changed, for those who wait and for the lease book.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// Queues in which something became ready, or will earlier than was known.
+    pub(crate) woken: Vec<QueueName>,
+    /// Leases and the tasks in them.
+    pub(crate) leased: Vec<(i64, Vec<i64>)>,
+    /// Tasks whose reservation ended.
+    pub(crate) ended: Vec<i64>,
+}
+
+/// A transaction under way.
+pub(crate) struct Tx<'c> {
+    pub(crate) db: &'c Connection,
+    /// The time of day, in milliseconds.
+    pub(crate) now: i64,
+    memory: &'c mut Memory,
+    next_seq: Option<i64>,
+    changes: Changes,
+}
+
+impl<'c> Tx<'c> {
+    pub(crate) fn new(db: &'c Connection, now: i64, memory: &'c mut Memory) -> Self {
+        Self { db, now, memory, next_seq: None, changes: Changes::default() }
+    }
+
+    /// A number that no task had before.
+    fn seq(&mut self) -> rusqlite::Result<i64> {
+        let seq = match self.next_seq {
+            Some(seq) => seq,
+            None => self.db.prepare_cached("SELECT next_seq FROM counter")?.query_row([], |row| row.get(0))?,
+        };
+        self.next_seq = Some(seq + 1);
+        Ok(seq)
+    }
+
+    /// The last statements before the commit.
+    pub(crate) fn finish(self) -> rusqlite::Result<Changes> {
+        if let Some(next) = self.next_seq {
+            self.db.prepare_cached("UPDATE counter SET next_seq = ?1")?.execute([next])?;
+        }
+        self.memory.leases.clear(self.db)?;
+        Ok(self.changes)
+    }
+
+    /// The number of a queue, if it is there.
+    pub(crate) fn queue(&mut self, name: &QueueName) -> rusqlite::Result<Option<i64>> {
+        if let Some(id) = self.memory.queues.get(name) {
+            return Ok(Some(*id));
+        }
+        let found = find_queue(self.db, name)?;
+        if let Some(id) = found {
+            self.memory.queues.insert(name.clone(), id);
+        }
+        Ok(found)
+    }
+
+    /// The number of a queue, which is made where that is allowed; and whether it was.
+    pub(crate) fn queue_or_create(&mut self, name: &QueueName, create: bool) -> Result<(i64, bool), Fault> {
+        if let Some(id) = self.queue(name)? {
+            return Ok((id, false));
+        }
+        if !create {
+            return Err(missing(name).into());
+        }
+        let mut insert = self.db.prepare_cached("INSERT INTO queue(name, created_at) VALUES (?1, ?2)")?;
+        let id = insert.insert((name.as_str(), self.now))?;
+        self.memory.queues.insert(name.clone(), id);
+        Ok((id, true))
+    }
+
+    fn woke(&mut self, queue: &QueueName) {
+        if !self.changes.woken.contains(queue) {
+            self.changes.woken.push(queue.clone());
+        }
+    }
+}
+
+pub(crate) fn find_queue(db: &Connection, name: &QueueName) -> rusqlite::Result<Option<i64>> {
+    db.prepare_cached("SELECT id FROM queue WHERE name = ?1")?.query_row([name.as_str()], |row| row.get(0)).optional()
+}
+
+/// The error for a queue that is not in the file.
+pub(crate) fn missing(name: &QueueName) -> Error {
+    let text = format!("queue `{name}` is not in the file; create it with `queue-runner init`");
+    Error::new(ErrorKind::NotFound, text)
+}
+
+/// Milliseconds, rounded up.
+pub(crate) fn millis(duration: std::time::Duration) -> i64 {
+    anyqueue_core::steps_up(duration, std::time::Duration::from_millis(1)).min(i64::MAX as u64 / 4) as i64
+}

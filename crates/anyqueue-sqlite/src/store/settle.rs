@@ -1,0 +1,110 @@
+//! Ending and renewing reservations. Every statement compares the reservation, so a stale receipt changes nothing.
+
+use anyqueue_core::{Envelope, Error, QueueName, Receipt, Result, Settlement};
+use rusqlite::OptionalExtension;
+use std::time::Duration;
+
+use super::{Tx, lease, millis, state};
+use crate::error::Fault;
+
+/// One answer per item.
+type Answers = Vec<Result<()>>;
+
+/// The task and the number of its reservation.
+pub(crate) fn key(receipt: &Receipt) -> (i64, i64) {
+    (receipt.tag as i64, receipt.epoch as i64)
+}
+
+/// Ends reservations of a queue.
+pub(crate) fn settle(tx: &mut Tx<'_>, queue: &QueueName, batch: &[(Receipt, Settlement)]) -> Result<Answers, Fault> {
+    let mut done = tx.db.prepare_cached(include_str!("../sql/done.sql"))?;
+    let mut answers = Vec::with_capacity(batch.len());
+    for (receipt, settlement) in batch {
+        let (seq, reserves) = key(receipt);
+        let changed = match settlement {
+            Settlement::Done => done.execute((seq, reserves, tx.now))?,
+            Settlement::Release(task) => release(tx, queue, (seq, reserves), task)?,
+            Settlement::Retry(task) => retry(tx, queue, (seq, reserves), task)?,
+            Settlement::Hold(task, _) => hold(tx, (seq, reserves), task)?,
+        };
+        if changed == 1 {
+            tx.changes.ended.push(seq);
+        }
+        answers.push(if changed == 1 { Ok(()) } else { Err(Error::lease_lost()) });
+    }
+    Ok(answers)
+}
+
+fn put(now: i64, task: &Envelope) -> (i64, i64, i64) {
+    let delay = millis(task.delay);
+    let state = if delay == 0 { state::READY } else { state::DELAYED };
+    (state, now + delay, delay)
+}
+
+fn release(tx: &mut Tx<'_>, queue: &QueueName, (seq, reserves): (i64, i64), task: &Envelope) -> rusqlite::Result<usize> {
+    let (state, due, delay) = put(tx.now, task);
+    let mut release = tx.db.prepare_cached(include_str!("../sql/release.sql"))?;
+    let changed = release.execute((seq, reserves, tx.now, state, due, delay))?;
+    tx.woke(queue);
+    Ok(changed)
+}
+
+/// Puts a task back at the end of its line, with a new body.
+fn retry(tx: &mut Tx<'_>, queue: &QueueName, (seq, reserves): (i64, i64), task: &Envelope) -> rusqlite::Result<usize> {
+    let (state, due, delay) = put(tx.now, task);
+    adopt(tx, (seq, reserves), task)?;
+    let next = tx.seq()?;
+    let mut retry = tx.db.prepare_cached(include_str!("../sql/retry.sql"))?;
+    let changed =
+        retry.execute((seq, reserves, tx.now, next, state, due, delay, task.priority, millis(task.ttr), &task.body[..]))?;
+    tx.woke(queue);
+    Ok(changed)
+}
+
+fn hold(tx: &mut Tx<'_>, (seq, reserves): (i64, i64), task: &Envelope) -> rusqlite::Result<usize> {
+    adopt(tx, (seq, reserves), task)?;
+    let mut hold = tx.db.prepare_cached(include_str!("../sql/hold.sql"))?;
+    hold.execute((seq, reserves, tx.now, task.priority, millis(task.ttr), &task.body[..]))
+}
+
+/// A task whose body could not be read gets its id when it is written anew. All others keep theirs, and the index is
+/// left alone.
+fn adopt(tx: &Tx<'_>, (seq, reserves): (i64, i64), task: &Envelope) -> rusqlite::Result<()> {
+    let mut read = tx.db.prepare_cached("SELECT id = ?3 FROM task WHERE seq = ?1 AND reserves = ?2 AND state = 4")?;
+    let same: Option<bool> = read.query_row((seq, reserves, &task.id.as_bytes()[..]), |row| row.get(0)).optional()?;
+    if same == Some(false) {
+        let mut set = tx.db.prepare_cached("UPDATE OR IGNORE task SET id = ?2 WHERE seq = ?1")?;
+        set.execute((seq, &task.id.as_bytes()[..]))?;
+    }
+    Ok(())
+}
+
+/// Gives back what was reserved and never handed out.
+pub(crate) fn give_back(tx: &mut Tx<'_>, queue: &QueueName, tasks: &[(i64, i64)]) -> Result<(), Fault> {
+    let mut give_back = tx.db.prepare_cached(include_str!("../sql/give_back.sql"))?;
+    for (seq, reserves) in tasks {
+        if give_back.execute((seq, reserves, tx.now))? == 1 {
+            tx.changes.ended.push(*seq);
+        }
+    }
+    tx.woke(queue);
+    Ok(())
+}
+
+/// Starts leases anew.
+pub(crate) fn touch(tx: &mut Tx<'_>, batch: &[(Receipt, Duration)]) -> Result<Answers, Fault> {
+    let mut read = tx.db.prepare_cached("SELECT queue, due FROM task WHERE seq = ?1")?;
+    let mut touch = tx.db.prepare_cached(include_str!("../sql/touch.sql"))?;
+    let mut answers = Vec::with_capacity(batch.len());
+    for (receipt, ttr) in batch {
+        let (seq, reserves) = key(receipt);
+        let due = tx.now + millis(*ttr);
+        let before: Option<(i64, i64)> = read.query_row([seq], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+        let changed = touch.execute((seq, reserves, tx.now, due))?;
+        if let Some((queue, _)) = before.filter(|(_, before)| changed == 1 && due < *before) {
+            lease::shorten(tx, queue, due, (seq, reserves))?;
+        }
+        answers.push(if changed == 1 { Ok(()) } else { Err(Error::lease_lost()) });
+    }
+    Ok(answers)
+}
