@@ -1,1 +1,55 @@
-//! In the making.
+//! The rules that every broker follows, as a library of trials.
+//!
+//! An adapter tests itself with a [`Harness`], which says how to get a store of its own for each trial, and one call:
+//!
+//! ```no_run
+//! // tests/conformance.rs, with `harness = false` in Cargo.toml
+//! use anyqueue_core::{BoxError, Driver, async_trait};
+//! use anyqueue_testkit::{Harness, Isolation, Stage};
+//!
+//! # const DRIVER: Driver = todo!();
+//! #[derive(Debug)]
+//! struct File;
+//!
+//! #[async_trait]
+//! impl Harness for File {
+//!     fn driver(&self) -> &'static Driver {
+//!         &DRIVER
+//!     }
+//!     async fn stage(&self, _: Isolation) -> Result<Stage, BoxError> {
+//!         let folder = anyqueue_testkit::temp_dir()?;
+//!         Ok(Stage::new(format!("sqlite:{}/queue.db", folder.path().display())).keep(folder))
+//!     }
+//! }
+//!
+//! fn main() {
+//!     anyqueue_testkit::run(File)
+//! }
+//! ```
+//!
+//! Trials are named after the rules, `c04_order_within_levels` for one, and `cargo test` counts and filters them. What
+//! a broker declares in its [`Capabilities`](anyqueue_core::Capabilities) decides what is tried: a claim must hold, and
+//! what is not claimed must answer as the contract says. A trial that cannot apply is *not applicable*: it passes, is
+//! printed with the capability it follows from, and is listed again at the end. Nothing is ever ignored.
+//!
+//! Beside the suite there are tools for tests: [`Proxy`] (cuts, black holes, delays), [`Process`] (a real server on a
+//! free port that can be killed, paused and restarted), [`Faulty`] (a broker that misbehaves on demand), [`Scripted`] (a
+//! broker that delivers what a test feeds and records what is done to it), and two clocks.
+
+mod child;
+mod clock;
+mod harness;
+mod proxy;
+mod rig;
+mod run;
+mod sample;
+mod server;
+mod trials;
+
+pub use child::Child;
+pub use clock::{SystemClock, TestClock};
+pub use harness::{Harness, Isolation, Stage, Time, temp_dir};
+pub use proxy::Proxy;
+pub use run::{Suite, run};
+pub use sample::Sample;
+pub use server::{Launch, Process, Ready, Server, free_port};

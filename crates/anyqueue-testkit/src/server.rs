@@ -1,0 +1,245 @@
+//! Real servers for tests: started on a free port in a folder of their own, killed, paused, restarted.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyqueue_core::{BoxError, async_trait};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+/// A broker's server that a trial may do anything to.
+#[async_trait]
+pub trait Server: fmt::Debug + Send + Sync {
+    /// Where it listens; the same for its whole life.
+    fn address(&self) -> SocketAddr;
+
+    /// Starts it, with the data it had before, and waits until it takes connections.
+    async fn start(&self) -> Result<(), BoxError>;
+
+    /// Kills it with SIGKILL and waits until it is gone.
+    async fn kill(&self) -> Result<(), BoxError>;
+
+    /// Asks it to stop with SIGTERM and waits until it is gone.
+    async fn stop(&self) -> Result<(), BoxError>;
+
+    /// Freezes it with SIGSTOP: connections stay open and nothing answers.
+    fn pause(&self) -> Result<(), BoxError>;
+
+    /// Lets it go on with SIGCONT.
+    fn resume(&self) -> Result<(), BoxError>;
+}
+
+/// How it is known that a server is ready.
+#[derive(Debug, Clone)]
+pub enum Ready {
+    /// Its port takes connections.
+    Connect,
+    /// Its output, standard or error, contains this text since the last start.
+    Output(String),
+}
+
+/// A command to run as a server. `{port}` and `{dir}` in arguments and variables stand for its port and its folder.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    program: PathBuf,
+    arguments: Vec<String>,
+    variables: Vec<(String, String)>,
+    ready: Ready,
+    patience: Duration,
+}
+
+impl Launch {
+    /// A command without arguments that is ready when its port takes connections.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+            arguments: Vec::new(),
+            variables: Vec::new(),
+            ready: Ready::Connect,
+            patience: Duration::from_secs(60),
+        }
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<T: Into<String>>(mut self, arguments: impl IntoIterator<Item = T>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.into(), value.into()));
+        self
+    }
+
+    /// Says how it is known that the server is ready.
+    #[must_use]
+    pub fn ready(mut self, ready: Ready) -> Self {
+        self.ready = ready;
+        self
+    }
+
+    /// Sets how long a start may take; a minute if not set.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+}
+
+/// A port on which nobody listens now.
+///
+/// # Errors
+/// What the system says.
+pub fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// A server process. Dropping it kills it and removes its folder.
+#[derive(Debug)]
+pub struct Process {
+    launch: Launch,
+    port: u16,
+    folder: TempDir,
+    child: Mutex<Option<Child>>,
+}
+
+impl Process {
+    /// Starts the command in a new folder, on a free port.
+    ///
+    /// # Errors
+    /// If it cannot be started, ends at once or is not ready in time; its output is in the text.
+    pub async fn start(launch: Launch) -> Result<Self, BoxError> {
+        let folder = tempfile::Builder::new().prefix("anyqueue-server-").tempdir()?;
+        let process = Self { launch, port: free_port()?, folder, child: Mutex::default() };
+        Server::start(&process).await?;
+        Ok(process)
+    }
+
+    /// Its folder, which it keeps through restarts.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Its process id while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.child().as_ref().map(Child::id)
+    }
+
+    /// What it has written since its last start.
+    pub fn output(&self) -> String {
+        std::fs::read(self.log()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    fn child(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("server.log")
+    }
+
+    fn spawn(&self) -> io::Result<()> {
+        let dir = self.folder.path().display().to_string();
+        let fill = |text: &String| text.replace("{port}", &self.port.to_string()).replace("{dir}", &dir);
+        let log = File::create(self.log())?;
+        let child = Command::new(&self.launch.program)
+            .args(self.launch.arguments.iter().map(fill))
+            .envs(self.launch.variables.iter().map(|(name, value)| (name, fill(value))))
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        *self.child() = Some(child);
+        Ok(())
+    }
+
+    async fn is_ready(&self) -> bool {
+        match &self.launch.ready {
+            Ready::Connect => TcpStream::connect(self.address()).await.is_ok(),
+            Ready::Output(text) => self.output().contains(text),
+        }
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), BoxError> {
+        let id = self.id().ok_or("the server does not run")?;
+        let pid = Pid::from_raw(id as i32).ok_or("the server has no process id")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    async fn gone(&self) -> Result<(), BoxError> {
+        let until = Instant::now() + self.launch.patience;
+        loop {
+            let ended = self.child().as_mut().map_or(Ok(true), |child| child.try_wait().map(|status| status.is_some()))?;
+            if ended {
+                *self.child() = None;
+                return Ok(());
+            }
+            if Instant::now() > until {
+                return Err(format!("the server did not end within {:?}", self.launch.patience).into());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Server for Process {
+    fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    async fn start(&self) -> Result<(), BoxError> {
+        let named = |why: String| format!("`{}` {why}; it wrote: {}", self.launch.program.display(), self.output());
+        self.spawn().map_err(|e| named(format!("cannot be started: {e}")))?;
+        let until = Instant::now() + self.launch.patience;
+        while !self.is_ready().await {
+            if let Some(status) = self.child().as_mut().and_then(|child| child.try_wait().transpose()).transpose()? {
+                return Err(named(format!("ended with {status} before it was ready")).into());
+            }
+            if Instant::now() > until {
+                return Err(named(format!("was not ready within {:?}", self.launch.patience)).into());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    async fn kill(&self) -> Result<(), BoxError> {
+        self.signal(Signal::KILL)?;
+        self.gone().await
+    }
+
+    async fn stop(&self) -> Result<(), BoxError> {
+        self.signal(Signal::TERM)?;
+        self.gone().await
+    }
+
+    fn pause(&self) -> Result<(), BoxError> {
+        self.signal(Signal::STOP)
+    }
+
+    fn resume(&self) -> Result<(), BoxError> {
+        self.signal(Signal::CONT)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child().take() {
+            // It may be dead already, and there is nobody left to tell.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
