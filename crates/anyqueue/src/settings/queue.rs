@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{Options, PriorityRange, QueueName, Result, time};
+use anyqueue_core::{Options, PriorityRange, QueueName, Requirements, Result, time};
 
 use super::broker::Brokers;
 use super::table::Table;
@@ -88,6 +88,21 @@ impl QueueSettings {
     /// The policy of a task: its worker's, or the queue's.
     pub fn policy_of(&self, task: &str) -> &Policy {
         self.workers.get(task).map_or(&self.policy, |worker| &worker.policy)
+    }
+
+    /// What the queue, its workers included, asks of its broker.
+    pub fn requirements(&self, strict: bool) -> Requirements {
+        let policies = || self.workers.values().map(|worker| &worker.policy).chain([&self.policy]);
+        let ttrs = self.workers.values().filter_map(|worker| worker.ttr).chain([self.ttr]);
+        let delays = self.workers.values().filter_map(|worker| worker.delay).chain([self.delay]);
+        let waits = policies().map(|policy| policy.backoff.max);
+        Requirements {
+            priorities: self.priorities.clone(),
+            ttr: ttrs.max().unwrap_or(self.ttr),
+            reserved: policies().filter(|policy| policy.lease == Lease::Auto).filter_map(|policy| policy.time_limit).max(),
+            delay: delays.chain(waits).max().unwrap_or(self.delay),
+            strict,
+        }
     }
 
     /// Reads the keys that `[defaults]` and `[queues.NAME]` share.

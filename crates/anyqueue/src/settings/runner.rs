@@ -35,7 +35,7 @@ pub enum Strategy {
     Fair,
     /// One at random, in proportion to the weights.
     Weighted,
-    /// The first one, in the order in which they are watched, that has a task.
+    /// The first one that has a task, in the order in which they were named; of all, the heaviest first.
     Strict,
 }
 
