@@ -1,0 +1,200 @@
+//! `--jsonl`: one task per line of standard input. A bad line is named by its number and the rest goes on.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader};
+use std::time::Duration;
+
+use anyqueue::core::{Error, QueueName, TaskId, chain, priority, time};
+use anyqueue::settings::QueueSettings;
+use anyqueue::{NewTask, Queues, Sender, Sent};
+use serde::{Deserialize, Deserializer};
+use serde_json::json;
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+
+use crate::args::Work;
+use crate::context::Context;
+use crate::failure::{Failure, Result, of_many, report};
+use crate::send;
+
+/// How many lines are sent together at most.
+const BATCH: usize = 1000;
+
+/// One line.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    task: String,
+    queue: Option<String>,
+    data: Option<Box<RawValue>>,
+    store: Option<String>,
+    #[serde(default, deserialize_with = "level")]
+    priority: Option<u32>,
+    delay: Option<Time>,
+    ttr: Option<Time>,
+    id: Option<TaskId>,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Time(#[serde(deserialize_with = "time::deserialize")] Duration);
+
+fn level<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    let text = match &value {
+        serde_json::Value::Null => return Ok(None),
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    priority::parse(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// A line of standard input with its number.
+type Numbered = (u64, Vec<u8>);
+
+/// Reads standard input on a thread of its own. Lines that are there already come together; a slow writer's come at once.
+fn lines() -> mpsc::Receiver<std::io::Result<Vec<Numbered>>> {
+    let (to, from) = mpsc::channel(4);
+    std::thread::spawn(move || {
+        let mut stdin = BufReader::with_capacity(1 << 18, std::io::stdin());
+        let (mut number, mut batch) = (0, Vec::new());
+        loop {
+            let mut line = Vec::new();
+            let read = match stdin.read_until(b'\n', &mut line) {
+                Ok(read) => read,
+                Err(e) => return drop(to.blocking_send(Err(e))),
+            };
+            number += 1;
+            if !line.trim_ascii().is_empty() {
+                batch.push((number, line));
+            }
+            let wait = read == 0 || !stdin.buffer().contains(&b'\n');
+            if (wait || batch.len() >= BATCH) && !batch.is_empty() && to.blocking_send(Ok(std::mem::take(&mut batch))).is_err() {
+                return;
+            }
+            if read == 0 {
+                return;
+            }
+        }
+    });
+    from
+}
+
+/// The queues that lines name.
+struct Targets<'a> {
+    queues: &'a Queues,
+    work: &'a Work,
+    senders: HashMap<String, Sender>,
+}
+
+impl Targets<'_> {
+    /// Reads a line; says which queue it goes to.
+    fn read(&self, line: &[u8]) -> Result<(String, NewTask), Error> {
+        let text = std::str::from_utf8(line).map_err(|e| Error::invalid(format!("this is not UTF-8: {e}")))?;
+        let line: Line = serde_json::from_str(text).map_err(|e| Error::invalid(unnumbered(&e)))?;
+        let settings = self.queues.settings();
+        if line.task.trim().is_empty() {
+            return Err(Error::invalid("`task` is empty"));
+        }
+        let queue = match (&line.queue, settings.route(&line.task)) {
+            (Some(queue), _) => queue.clone(),
+            (None, Some(queue)) => queue.to_string(),
+            (None, None) => return Err(Error::invalid(format!("`queue` is missing, and no route takes task `{}`", line.task))),
+        };
+        if !self.work.unchecked {
+            send::known(settings, &queue, &line.task)?;
+        }
+        let data = line.data.as_ref().map_or("null", |data| data.get()).to_owned();
+        let mut task = send::dressed(NewTask::json(line.task, data), self.work);
+        task = line.store.into_iter().fold(task, |task, store| task.store(store));
+        task = line.priority.into_iter().fold(task, NewTask::priority);
+        task = line.delay.into_iter().fold(task, |task, time| task.delay(time.0));
+        task = line.ttr.into_iter().fold(task, |task, time| task.ttr(time.0));
+        task = line.id.into_iter().fold(task, NewTask::id);
+        Ok((queue, line.headers.into_iter().fold(task, |task, (name, value)| task.header(name, value))))
+    }
+
+    async fn sender(&mut self, queue: &str) -> Result<&Sender, Error> {
+        if !self.senders.contains_key(queue) {
+            let sender = match self.queues.queue(queue) {
+                Ok(sender) => sender,
+                Err(_) if self.work.unchecked => {
+                    let mut settings = self.queues.settings().clone();
+                    let name = QueueName::new(queue)?;
+                    let broker = settings.default_broker.clone();
+                    settings.queues.insert(name.clone(), QueueSettings::new(name, broker));
+                    Queues::connect(settings).await?.queue(queue)?
+                }
+                Err(e) => return Err(e),
+            };
+            self.senders.insert(queue.to_owned(), sender);
+        }
+        self.senders.get(queue).ok_or_else(|| Error::invalid(format!("no queue `{queue}`")))
+    }
+}
+
+/// Each line is a document of its own, so that serde's "line 1" would mislead.
+fn unnumbered(e: &serde_json::Error) -> String {
+    let text = e.to_string();
+    match text.rsplit_once(" at line ") {
+        Some((what, _)) => format!("{what} (column {})", e.column()),
+        None => text,
+    }
+}
+
+pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, work: &Work) -> Result<u8> {
+    let mut targets = Targets { queues, work, senders: HashMap::new() };
+    let mut lines = lines();
+    let bar = context.screen.progress(None);
+    let (mut sent, mut failed) = (0, 0);
+    while let Some(batch) = lines.recv().await {
+        let batch = batch.map_err(|e| Failure::Error(format!("standard input cannot be read: {e}")))?;
+        for (number, answer) in send_batch(&mut targets, batch).await {
+            match answer {
+                Ok(_) => sent += 1,
+                Err(_) => failed += 1,
+            }
+            told(context, number, answer);
+        }
+        context.out.flush();
+        bar.set_message(format!("{sent} sent, {failed} failed"));
+    }
+    bar.finish_and_clear();
+    send::summary(context, sent, failed);
+    Ok(of_many(failed, sent + failed))
+}
+
+fn told(context: &mut Context<'_>, number: u64, answer: Result<Sent, Error>) {
+    match answer {
+        Ok(sent) if context.out.is_json() => context.out.object(&json!({ "line": number, "id": sent.id, "via": &*sent.via })),
+        Ok(_) => {}
+        Err(e) => {
+            if context.out.is_json() {
+                context.out.object(&json!({ "line": number, "error": chain(&e) }));
+            }
+            context.screen.above(|| report(&format!("line {number}: {}", chain(&e))));
+        }
+    }
+}
+
+/// Sends lines, each queue's together: one answer per line, in the order of their numbers.
+async fn send_batch(targets: &mut Targets<'_>, batch: Vec<Numbered>) -> Vec<(u64, Result<Sent, Error>)> {
+    let mut answers = Vec::new();
+    let mut by_queue: BTreeMap<String, Vec<(u64, NewTask)>> = BTreeMap::new();
+    for (number, line) in batch {
+        match targets.read(&line) {
+            Ok((queue, task)) => by_queue.entry(queue).or_default().push((number, task)),
+            Err(e) => answers.push((number, Err(e))),
+        }
+    }
+    for (queue, tasks) in by_queue {
+        let (numbers, tasks): (Vec<u64>, Vec<NewTask>) = tasks.into_iter().unzip();
+        match targets.sender(&queue).await {
+            Ok(sender) => answers.extend(numbers.into_iter().zip(sender.send_all(tasks).await)),
+            Err(e) => answers.extend(numbers.into_iter().map(|number| (number, Err(e.duplicate())))),
+        }
+    }
+    answers.sort_by_key(|(number, _)| *number);
+    answers
+}

@@ -1,0 +1,119 @@
+//! `check`: what holds and where it came from, and whether every broker is there and can do what is asked.
+
+use anyqueue::core::{Error, Finding, QueueName, Severity, chain};
+use anyqueue::settings::BrokerSettings;
+use anyqueue::{Queues, Settings};
+use serde_json::json;
+
+use crate::brokers::capabilities;
+use crate::context::Context;
+use crate::failure::{ERROR, OK, Result};
+use crate::out::Out;
+
+pub(crate) async fn run(context: &mut Context<'_>) -> Result<u8> {
+    settings(context.out, &context.settings);
+    let queues = context.connect().await?;
+    let mut problems = 0;
+    for broker in context.settings.brokers.values() {
+        let used: Vec<_> = context.settings.queues.values().filter(|queue| queue.broker == broker.name).collect();
+        let report = ask(&queues, broker, &used.iter().map(|queue| queue.name.clone()).collect::<Vec<_>>()).await;
+        problems += report.problems();
+        report.show(context.out);
+    }
+    queues.close().await?;
+    match problems {
+        0 => context.out.remark("\nall is well"),
+        1 => context.out.remark("\n1 problem"),
+        n => context.out.remark(format!("\n{n} problems")),
+    }
+    Ok(if problems == 0 { OK } else { ERROR })
+}
+
+fn settings(out: &mut Out, settings: &Settings) {
+    let lines = settings.explain();
+    if out.is_json() {
+        for line in lines {
+            out.object(&json!({ "setting": line.key, "value": line.value, "origin": line.origin.to_string() }));
+        }
+        return;
+    }
+    let file = settings.file.as_deref().unwrap_or("none; this is what is built in");
+    out.line(format!("settings file: {file}\n"));
+    let rows: Vec<_> = lines.into_iter().map(|line| vec![line.key, line.value, line.origin.to_string()]).collect();
+    out.table(&["SETTING", "VALUE", "FROM"], &rows);
+}
+
+/// What one broker said.
+struct Report<'a> {
+    broker: &'a BrokerSettings,
+    info: Option<anyqueue::core::BrokerInfo>,
+    /// Of the first queue: verb, support, caveat.
+    can: Option<std::sync::Arc<anyqueue::core::Capabilities>>,
+    findings: Vec<Finding>,
+}
+
+impl Report<'_> {
+    fn problems(&self) -> usize {
+        self.findings.iter().filter(|finding| finding.severity == Severity::Problem).count()
+    }
+
+    fn show(self, out: &mut Out) {
+        if out.is_json() {
+            out.object(&json!({
+                "broker": &*self.broker.name, "url": self.broker.url.to_string(), "driver": self.broker.driver.name,
+                "info": self.info, "capabilities": self.can.as_deref().map(capabilities), "findings": self.findings,
+            }));
+            return;
+        }
+        out.line(format!("\nbroker `{}`: {} at {}", self.broker.name, self.broker.driver.name, self.broker.url));
+        if let Some(info) = &self.info {
+            out.line(format!("  connected to {}, version {}", info.address, info.version.as_deref().unwrap_or("unknown")));
+        }
+        for (verb, support) in self.can.iter().flat_map(|can| can.verbs()) {
+            let caveat = support.caveat().map_or_else(String::new, |caveat| format!(": {caveat}"));
+            out.line(format!("  {verb:15} {}{caveat}", support.word()));
+        }
+        for finding in &self.findings {
+            let word = match finding.severity {
+                Severity::Note => "note",
+                Severity::Warning => "warning",
+                Severity::Problem => "problem",
+            };
+            out.line(format!("  {word}: {}", finding.text));
+        }
+    }
+}
+
+async fn ask<'a>(queues: &Queues, broker: &'a BrokerSettings, used: &[QueueName]) -> Report<'a> {
+    let mut report = Report { broker, info: None, can: None, findings: Vec::new() };
+    let problem = |e: &Error| Finding { severity: Severity::Problem, text: chain(e) };
+    let connected = match queues.broker_named(&broker.name).await {
+        Ok(connected) => connected,
+        Err(e) => {
+            report.findings.push(problem(&e));
+            return report;
+        }
+    };
+    if let Err(e) = connected.ping().await {
+        report.findings.push(problem(&e));
+    }
+    report.info = Some(connected.info());
+    match connected.diagnose().await {
+        Ok(found) => report.findings.extend(found),
+        Err(e) => report.findings.push(problem(&e)),
+    }
+    if used.is_empty() {
+        report.findings.push(Finding { severity: Severity::Note, text: "no queue uses it".into() });
+    }
+    for name in used {
+        let can = connected.capabilities(name);
+        let Ok(queue) = queues.settings().queue(name.as_str()) else { continue };
+        let wanted = queue.requirements(queues.settings().strict);
+        let lacks = wanted.check(&can).into_iter();
+        report
+            .findings
+            .extend(lacks.map(|lack| Finding { severity: Severity::Problem, text: format!("queue `{name}`: {lack}") }));
+        report.can.get_or_insert(can);
+    }
+    report
+}

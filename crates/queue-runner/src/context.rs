@@ -1,0 +1,66 @@
+//! What every verb needs: the settings, the screen, standard output.
+
+use std::sync::Arc;
+
+use anyqueue::core::{Broker, QueueName};
+use anyqueue::settings::QueueSettings;
+use anyqueue::{Queues, Settings};
+
+use crate::args::CommandLine;
+use crate::failure::Result;
+use crate::out::Out;
+use crate::screen::Screen;
+
+/// What every verb needs.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    pub(crate) settings: Settings,
+    pub(crate) screen: Screen,
+    pub(crate) out: &'a mut Out,
+}
+
+impl Context<'_> {
+    /// Connects lazily: a broker is asked when it is needed.
+    pub(crate) async fn connect(&self) -> Result<Queues> {
+        Ok(Queues::connect(self.settings.clone()).await?)
+    }
+
+    /// One queue's settings, and its broker, connected.
+    pub(crate) async fn queue(&self, name: &str) -> Result<(QueueSettings, Arc<dyn Broker>)> {
+        let queue = self.settings.queue(name)?.clone();
+        let broker = self.connect().await?.broker(&queue.name).await?;
+        Ok((queue, broker))
+    }
+
+    /// The named queues, or all.
+    pub(crate) fn chosen(&self, names: &[String]) -> Result<Vec<QueueName>> {
+        if names.is_empty() {
+            return Ok(self.settings.queues.keys().cloned().collect());
+        }
+        names.iter().map(|name| Ok(self.settings.queue(name)?.name.clone())).collect()
+    }
+}
+
+/// Loads the settings with what the command line says over them.
+pub(crate) fn settings(line: &CommandLine) -> Result<Settings> {
+    let mut builder = Settings::builder();
+    if let Some(file) = &line.global.config {
+        builder = builder.file(file);
+    }
+    if let Some(broker) = &line.global.broker {
+        builder = builder.broker(broker);
+    }
+    let work = &line.work;
+    let flags = [
+        ("runner.slots", &work.slots),
+        ("runner.max_tasks", &work.limit),
+        ("runner.max_time", &work.max_time),
+        ("runner.memory_limit", &work.memory_limit),
+    ];
+    for (key, value) in flags {
+        if let Some(value) = value {
+            builder = builder.flag(key, value);
+        }
+    }
+    Ok(builder.load()?)
+}

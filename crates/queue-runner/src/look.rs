@@ -1,0 +1,94 @@
+//! `peek`, `held`, `info`: looking without changing anything.
+
+use anyqueue::core::{Error, ErrorKind, State, TaskId, TaskInfo};
+use serde_json::json;
+
+use crate::context::Context;
+use crate::failure::{OK, Result};
+use crate::show::{self, Shown};
+
+/// How many held tasks are asked for at once.
+const PAGE: usize = 100;
+
+pub(crate) async fn peek(context: &mut Context<'_>, queue: &str, state: State, limit: usize) -> Result<u8> {
+    let (settings, broker) = context.queue(queue).await?;
+    let found = broker.admin().peek(&settings.name, state, limit).await?;
+    let tasks: Vec<_> = found.iter().map(|task| Shown::new(task, &settings)).collect();
+    if tasks.is_empty() {
+        context.out.remark(format!("no {state} task in queue `{queue}`"));
+    } else {
+        show::tasks(context.out, &tasks);
+    }
+    broker.close().await?;
+    Ok(OK)
+}
+
+pub(crate) async fn held(context: &mut Context<'_>, queue: &str, limit: usize) -> Result<u8> {
+    let (settings, broker) = context.queue(queue).await?;
+    let (mut tasks, mut after, mut more) = (Vec::new(), None, false);
+    while tasks.len() < limit {
+        let page = broker.admin().held(&settings.name, after.as_deref(), PAGE.min(limit - tasks.len())).await?;
+        tasks.extend(page.tasks.iter().map(|task| Shown::new(task, &settings)));
+        after = page.next;
+        more = after.is_some();
+        if !more {
+            break;
+        }
+    }
+    if tasks.is_empty() {
+        context.out.remark(format!("nothing is held in queue `{queue}`"));
+    } else {
+        show::held(context.out, &tasks);
+    }
+    if more {
+        context.out.remark(format!("and more; --limit shows them, {limit} are shown"));
+    }
+    broker.close().await?;
+    Ok(OK)
+}
+
+pub(crate) async fn info(context: &mut Context<'_>, id: TaskId, queue: Option<&str>) -> Result<u8> {
+    let names = context.chosen(queue.map(str::to_owned).as_slice())?;
+    let queues = context.connect().await?;
+    let mut found = None;
+    for name in &names {
+        let broker = queues.broker(name).await?;
+        found = broker.admin().info(name, id).await?;
+        if found.is_some() {
+            break;
+        }
+    }
+    queues.close().await?;
+    let place = queue.map_or_else(|| "any queue of the settings".into(), |queue| format!("queue `{queue}`"));
+    let gone = format!("no task {id} in {place}; a task that is done is gone");
+    let info = found.ok_or_else(|| Error::new(ErrorKind::NotFound, gone))?;
+    if context.out.is_json() {
+        let mut object = json!(info);
+        object["id"] = json!(id);
+        context.out.object(&object);
+    } else {
+        context.out.table(&["FACT", "VALUE"], &facts(&info));
+    }
+    Ok(OK)
+}
+
+/// The twelve facts. Unknown is said, and never shown as 0.
+fn facts(info: &TaskInfo) -> Vec<Vec<String>> {
+    let number = |n: Option<u64>, unit: &str| n.map_or_else(|| "unknown".into(), |n| format!("{n}{unit}"));
+    let state = info.state.map_or_else(|| "unknown".into(), |state| state.to_string());
+    let facts = [
+        ("queue", info.queue.clone()),
+        ("state", state),
+        ("priority", number(info.priority.map(u64::from), "")),
+        ("age", number(info.age, " s")),
+        ("delay", number(info.delay, " s")),
+        ("ttr", number(info.ttr, " s")),
+        ("expiration", number(info.expiration, " s")),
+        ("reserves", number(info.reserves, "")),
+        ("timeouts", number(info.timeouts, "")),
+        ("releases", number(info.releases, "")),
+        ("holds", number(info.holds, "")),
+        ("unholds", number(info.unholds, "")),
+    ];
+    facts.map(|(fact, value)| vec![fact.to_owned(), value]).into()
+}

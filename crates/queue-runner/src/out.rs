@@ -1,0 +1,107 @@
+//! Standard output: lines, aligned tables, JSON. A reader that goes away ends the output and nothing else.
+
+use std::fmt::Display;
+use std::io::{self, BufWriter, Stdout, Write};
+
+use serde::Serialize;
+
+/// Standard output.
+#[derive(Debug)]
+pub(crate) struct Out {
+    to: BufWriter<Stdout>,
+    json: bool,
+    quiet: bool,
+    failed: Option<io::Error>,
+}
+
+impl Out {
+    pub(crate) fn new(json: bool, quiet: bool) -> Self {
+        Self { to: BufWriter::new(io::stdout()), json, quiet, failed: None }
+    }
+
+    /// Whether JSON is wanted.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Whether nobody reads any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.failed.is_some()
+    }
+
+    fn keep(&mut self, result: io::Result<()>) {
+        if let Err(e) = result {
+            self.failed.get_or_insert(e);
+        }
+    }
+
+    /// Writes a line.
+    pub(crate) fn line(&mut self, text: impl Display) {
+        if self.failed.is_none() {
+            let result = writeln!(self.to, "{text}");
+            self.keep(result);
+        }
+    }
+
+    /// Writes a line that only people read, and not those who asked for quiet.
+    pub(crate) fn remark(&mut self, text: impl Display) {
+        if !self.json && !self.quiet {
+            self.line(text);
+        }
+    }
+
+    /// Writes one JSON object on one line.
+    pub(crate) fn object(&mut self, value: &impl Serialize) {
+        match serde_json::to_string(value) {
+            Ok(text) => self.line(text),
+            Err(e) => self.keep(Err(e.into())),
+        }
+    }
+
+    /// Writes rows below a header, columns aligned.
+    pub(crate) fn table(&mut self, header: &[&str], rows: &[Vec<String>]) {
+        let width = |n: usize| {
+            let cells = rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.chars().count());
+            cells.chain([header.get(n).map_or(0, |cell| cell.chars().count())]).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..header.len()).map(width).collect();
+        let row_text = |cells: &mut dyn Iterator<Item = &str>| {
+            let padded = cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect::<Vec<_>>();
+            padded.join("  ").trim_end().to_owned()
+        };
+        self.line(row_text(&mut header.iter().copied()));
+        for row in rows {
+            self.line(row_text(&mut row.iter().map(String::as_str)));
+        }
+    }
+
+    /// Writes bytes as they are.
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        let result = self.to.write_all(bytes);
+        self.keep(result);
+    }
+
+    /// Passes on what is buffered.
+    pub(crate) fn flush(&mut self) {
+        let result = self.to.flush();
+        self.keep(result);
+    }
+
+    /// Passes on the rest. A reader that went away is no error.
+    pub(crate) fn finish(mut self) -> io::Result<()> {
+        self.flush();
+        match self.failed {
+            Some(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Cuts a text to so many characters, in one line.
+pub(crate) fn short(text: &str, most: usize) -> String {
+    let line = text.replace(['\n', '\r', '\t'], " ");
+    match line.char_indices().nth(most) {
+        Some((at, _)) => format!("{}…", &line[..at]),
+        None => line,
+    }
+}

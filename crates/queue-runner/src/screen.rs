@@ -1,0 +1,92 @@
+//! Standard error: log lines and a progress bar that do not tear each other apart.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Standard error as people see it.
+#[derive(Debug, Clone)]
+pub(crate) struct Screen {
+    bars: MultiProgress,
+    shows: bool,
+}
+
+impl Screen {
+    /// Starts logging. Progress shows on a terminal only.
+    pub(crate) fn start(verbose: u8, quiet: bool) -> Self {
+        let shows = io::stderr().is_terminal() && !quiet;
+        let target = if shows { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let screen = Self { bars: MultiProgress::with_draw_target(target), shows };
+        let level = match (quiet, verbose) {
+            (true, _) => "error",
+            (_, 0) => "info",
+            (_, 1) => "debug",
+            _ => "trace",
+        };
+        let filter = EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| EnvFilter::new(format!("warn,{}", ours(level))));
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(verbose > 0);
+        log.with_ansi(io::stderr().is_terminal()).with_writer(screen.clone()).init();
+        screen
+    }
+
+    /// Writes to standard error without tearing a bar apart.
+    pub(crate) fn above<T>(&self, write: impl FnOnce() -> T) -> T {
+        if self.shows { self.bars.suspend(write) } else { write() }
+    }
+
+    /// A bar that counts to a number, or a spinner where it is not known.
+    pub(crate) fn progress(&self, of: Option<u64>) -> ProgressBar {
+        if !self.shows {
+            return ProgressBar::hidden();
+        }
+        let (bar, style) = match of {
+            Some(length) => (ProgressBar::new(length), "{wide_bar} {human_pos}/{human_len} {per_sec} {msg}"),
+            None => (ProgressBar::new_spinner(), "{spinner} {elapsed} {msg}"),
+        };
+        let bar = self.bars.add(bar.with_style(ProgressStyle::with_template(style).expect("a constant")));
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
+    }
+}
+
+fn ours(level: &str) -> String {
+    ["anyqueue", "anyqueue_core", "anyqueue_memory", "anyqueue_sqlite", "queue_runner"]
+        .map(|name| format!("{name}={level}"))
+        .join(",")
+}
+
+impl<'a> MakeWriter<'a> for Screen {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line { screen: self, text: Vec::new() }
+    }
+}
+
+/// One log line, written at once when it is whole.
+#[derive(Debug)]
+pub(crate) struct Line<'a> {
+    screen: &'a Screen,
+    text: Vec<u8>,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        // Where nobody reads standard error there is nobody to tell.
+        let _ = self.screen.above(|| io::stderr().write_all(&self.text));
+    }
+}

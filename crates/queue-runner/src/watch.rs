@@ -1,0 +1,102 @@
+//! `--watch`: works tasks until told to stop.
+
+use std::time::Duration;
+
+use anyqueue::{Queues, Runner, RunnerHandle, Watch, test_queue};
+use serde_json::json;
+
+use crate::args::Work;
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+
+pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, names: &str, work: &Work) -> Result<u8> {
+    let mut runner = Runner::new(queues.clone()).signals(true);
+    if has_test_worker(queues) {
+        runner = runner.queue(test_queue());
+    }
+    let watch = chosen(names)?;
+    if watch == Watch::All {
+        let idle = without_worker(queues);
+        if !idle.is_empty() {
+            tracing::info!("no worker here: {}", idle.join(", "));
+        }
+    }
+    runner = runner.watch(watch);
+    if work.drain {
+        runner = runner.drain();
+    }
+    if let Some(range) = &work.priorities {
+        runner = runner.priorities(range.clone());
+    }
+    let showing = tokio::spawn(show(context.screen.progress(None), runner.handle()));
+    let finished = runner.run().await;
+    showing.abort();
+    let finished = finished?;
+    if context.out.is_json() {
+        let p = finished.progress;
+        context.out.object(&json!({
+            "finished": finished.why.to_string(), "exit_code": finished.exit_code(), "started": p.started, "done": p.done,
+            "discarded": p.discarded, "retried": p.retried, "snoozed": p.snoozed, "held": p.held, "released": p.released,
+            "late": p.late, "cut_short": finished.cut_short, "unstored": finished.unstored,
+        }));
+    } else {
+        context.out.remark(&finished);
+    }
+    Ok(finished.exit_code())
+}
+
+/// Reads `all` or `a,b`.
+fn chosen(names: &str) -> Result<Watch> {
+    if names.trim() == "all" {
+        return Ok(Watch::All);
+    }
+    let names: Vec<String> = names.split(',').map(|name| name.trim().to_owned()).collect();
+    if names.iter().any(String::is_empty) {
+        return Err(Failure::usage("--watch has an empty queue name; write `all` or `images,mail`"));
+    }
+    Ok(Watch::Named(names))
+}
+
+/// Whether the queue `default` has the built-in worker `test`: a Rust one, since no program is named for it.
+fn has_test_worker(queues: &Queues) -> bool {
+    let Some(queue) = queues.settings().queues.get("default") else { return false };
+    let here = queue.workers.get("test").is_some_and(|worker| worker.exec.is_none());
+    here && !queue.elsewhere.iter().any(|task| task == "test")
+}
+
+/// The queues that nothing here works.
+fn without_worker(queues: &Queues) -> Vec<String> {
+    let tests = has_test_worker(queues);
+    let idle = queues.settings().queues.values().filter(|queue| {
+        let programs = queue.workers.values().any(|worker| worker.exec.is_some());
+        !programs && !(tests && queue.name.as_str() == "default")
+    });
+    idle.map(|queue| queue.name.to_string()).collect()
+}
+
+/// Shows what happens, on a terminal.
+async fn show(bar: indicatif::ProgressBar, handle: RunnerHandle) {
+    if bar.is_hidden() {
+        return;
+    }
+    loop {
+        let p = handle.progress();
+        let failed = if p.retried > 0 { format!(", {} to be retried", p.retried) } else { String::new() };
+        let held = if p.held > 0 { format!(", {} held", p.held) } else { String::new() };
+        bar.set_message(format!("{} done, {} running{failed}{held}", p.done, p.running));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queues_are_named_with_commas() {
+        assert_eq!(chosen("all").unwrap(), Watch::All);
+        assert_eq!(chosen("a, b").unwrap(), Watch::Named(vec!["a".into(), "b".into()]));
+        assert!(chosen("a,,b").is_err());
+        assert!(chosen("").is_err());
+    }
+}
