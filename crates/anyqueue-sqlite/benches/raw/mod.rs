@@ -1,0 +1,125 @@
+//! The ceiling: one table, one index, one writing thread, nothing else.
+
+use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::sync::oneshot;
+
+use super::BODY;
+
+const SCHEMA: &str = "
+    CREATE TABLE task(id INTEGER PRIMARY KEY, queue TEXT NOT NULL, state INTEGER NOT NULL DEFAULT 0,
+        due INTEGER NOT NULL DEFAULT 0, lease INTEGER, payload TEXT NOT NULL);
+    CREATE INDEX ready ON task(queue, due, id) WHERE state = 0;";
+const INSERT: &str = "INSERT INTO task(queue, payload) VALUES ('bench', ?1)";
+const CLAIM: &str = "UPDATE task SET state = 1, lease = unixepoch() + 60 WHERE id IN
+    (SELECT id FROM task WHERE queue = 'bench' AND state = 0 AND due <= unixepoch() ORDER BY due, id LIMIT ?1) RETURNING id, payload";
+
+pub(crate) struct Raw(Connection);
+
+impl Raw {
+    pub(crate) fn open(path: &Path, full: bool) -> Self {
+        let connection = Connection::open(path).expect("a file in a temp folder opens");
+        let synchronous = if full { "FULL" } else { "NORMAL" };
+        let pragmas = format!("PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous};");
+        connection.execute_batch(&pragmas).and_then(|()| connection.execute_batch(SCHEMA)).expect("a new file");
+        Self(connection)
+    }
+
+    fn insert(&mut self, count: usize) {
+        let transaction = self.0.transaction().expect("nobody else writes");
+        let mut insert = transaction.prepare_cached(INSERT).expect("the schema is there");
+        for _ in 0..count {
+            insert.execute([BODY]).expect("inserts");
+        }
+        drop(insert);
+        transaction.commit().expect("commits");
+    }
+
+    pub(crate) fn one_by_one(&mut self, count: usize) -> (usize, Duration) {
+        self.batches(1, count)
+    }
+
+    pub(crate) fn batches(&mut self, size: usize, count: usize) -> (usize, Duration) {
+        let start = Instant::now();
+        (0..count / size).for_each(|_| self.insert(size));
+        (count / size * size, start.elapsed())
+    }
+
+    pub(crate) fn drain(&mut self, size: usize) -> (usize, Duration) {
+        let start = Instant::now();
+        let (mut total, mut done) = (0, Vec::<i64>::new());
+        loop {
+            let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate).expect("nobody else writes");
+            let mut got: Vec<(i64, String)> = Vec::new();
+            {
+                let mut delete = transaction.prepare_cached("DELETE FROM task WHERE id = ?1").expect("the schema is there");
+                done.drain(..).for_each(|id| assert_eq!(delete.execute([id]).expect("deletes"), 1));
+                let mut claim = transaction.prepare_cached(CLAIM).expect("the schema is there");
+                let rows = claim.query_map([size as i64], |row| Ok((row.get(0)?, row.get(1)?))).expect("claims");
+                got.extend(rows.map(|row| row.expect("reads")));
+            }
+            transaction.commit().expect("commits");
+            if got.is_empty() {
+                return (total, start.elapsed());
+            }
+            total += got.len();
+            done.extend(got.iter().map(|(id, _)| *id));
+        }
+    }
+}
+
+/// A thread that commits what many send, in groups.
+pub(crate) struct Group {
+    inbox: SyncSender<oneshot::Sender<()>>,
+    thread: JoinHandle<Raw>,
+}
+
+impl Group {
+    pub(crate) fn start(mut raw: Raw) -> Self {
+        let (inbox, jobs) = sync_channel::<oneshot::Sender<()>>(1024);
+        let thread = std::thread::spawn(move || {
+            while let Ok(first) = jobs.recv() {
+                let mut group = vec![first];
+                while group.len() < 64
+                    && let Ok(next) = jobs.try_recv()
+                {
+                    group.push(next);
+                }
+                raw.insert(group.len());
+                group.into_iter().for_each(|sender| sender.send(()).expect("the sender waits"));
+            }
+            raw
+        });
+        Self { inbox, thread }
+    }
+
+    pub(crate) async fn senders(&self, senders: usize, count: usize) -> (usize, Duration) {
+        let start = Instant::now();
+        let each = count / senders;
+        let tasks: Vec<_> = (0..senders)
+            .map(|_| {
+                let inbox = self.inbox.clone();
+                tokio::spawn(async move {
+                    for _ in 0..each {
+                        let (done, committed) = oneshot::channel();
+                        inbox.send(done).expect("the thread runs");
+                        committed.await.expect("commits");
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.expect("no sender panics");
+        }
+        (each * senders, start.elapsed())
+    }
+
+    pub(crate) fn end(self) -> Raw {
+        drop(self.inbox);
+        self.thread.join().expect("the thread ends")
+    }
+}
