@@ -7,7 +7,15 @@
 //! use anyqueue_core::{BoxError, Driver, async_trait};
 //! use anyqueue_testkit::{Harness, Isolation, Stage};
 //!
-//! # const DRIVER: Driver = todo!();
+//! # const DRIVER: Driver = Driver {
+//! #     name: "file",
+//! #     schemes: &["file"],
+//! #     summary: "",
+//! #     example: "file:",
+//! #     options: &[],
+//! #     capabilities: anyqueue_core::Capabilities::FULL,
+//! #     connect: |_| Box::pin(async { Err(anyqueue_core::Error::unavailable("an example")) }),
+//! # };
 //! #[derive(Debug)]
 //! struct File;
 //!
@@ -18,7 +26,7 @@
 //!     }
 //!     async fn stage(&self, _: Isolation) -> Result<Stage, BoxError> {
 //!         let folder = anyqueue_testkit::temp_dir()?;
-//!         Ok(Stage::new(format!("sqlite:{}/queue.db", folder.path().display())).keep(folder))
+//!         Ok(Stage::new(format!("file:{}/queue.db", folder.path().display())).keep(folder))
 //!     }
 //! }
 //!
@@ -38,18 +46,22 @@
 
 mod child;
 mod clock;
+mod faulty;
 mod harness;
 mod proxy;
 mod rig;
 mod run;
 mod sample;
+mod scripted;
 mod server;
 mod trials;
 
 pub use child::Child;
 pub use clock::{SystemClock, TestClock};
+pub use faulty::{Faults, Faulty};
 pub use harness::{Harness, Isolation, Stage, Time, temp_dir};
 pub use proxy::Proxy;
 pub use run::{Suite, run};
 pub use sample::Sample;
+pub use scripted::{Record, Scripted, Verb};
 pub use server::{Launch, Process, Ready, Server, free_port};

@@ -17,6 +17,8 @@ struct Weather {
     bytes_per_second: Option<u32>,
     /// Connections of an earlier number are cut.
     cuts: u64,
+    /// Connections of an earlier number are black for good.
+    swallowed: u64,
 }
 
 /// Stands between a client and a server on this machine. Dropping it ends it and all its connections.
@@ -53,6 +55,11 @@ impl Proxy {
     /// Goes black, or comes back: nothing is forwarded and nothing is closed, for new connections too.
     pub fn black(&self, on: bool) {
         self.weather.send_modify(|weather| weather.black = on);
+    }
+
+    /// Lets all open connections go black for good, as when a machine in between has lost power. New ones work.
+    pub fn swallow(&self) {
+        self.weather.send_modify(|weather| weather.swallowed += 1);
     }
 
     /// Cuts new connections at once, or takes them again.
@@ -112,26 +119,26 @@ async fn forward(
     server: &mut Option<TcpStream>,
     mut seen: watch::Receiver<Weather>,
 ) -> io::Result<()> {
-    light(&mut seen).await?;
+    let born = light(&mut seen, u64::MAX).await?.swallowed;
     let server = server.insert(TcpStream::connect(target).await?);
     server.set_nodelay(true)?;
     client.set_nodelay(true)?;
-    tokio::try_join!(pump(client, server, seen.clone()), pump(server, client, seen))?;
+    tokio::try_join!(pump(client, server, seen.clone(), born), pump(server, client, seen, born))?;
     Ok(())
 }
 
-/// Waits while the proxy is black.
-async fn light(seen: &mut watch::Receiver<Weather>) -> io::Result<Weather> {
+/// Waits while the proxy is black to connections of this number.
+async fn light(seen: &mut watch::Receiver<Weather>, born: u64) -> io::Result<Weather> {
     let gone = |_| io::Error::from(io::ErrorKind::ConnectionReset);
-    seen.wait_for(|weather| !weather.black).await.map(|weather| *weather).map_err(gone)
+    seen.wait_for(|weather| !weather.black && weather.swallowed <= born).await.map(|weather| *weather).map_err(gone)
 }
 
 /// Forwards one direction until its sender closes it.
-async fn pump(from: &TcpStream, to: &TcpStream, mut seen: watch::Receiver<Weather>) -> io::Result<()> {
+async fn pump(from: &TcpStream, to: &TcpStream, mut seen: watch::Receiver<Weather>, born: u64) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         from.readable().await?;
-        let weather = light(&mut seen).await?;
+        let weather = light(&mut seen, born).await?;
         let most = weather.bytes_per_second.map_or(buffer.len(), |rate| (rate as usize / 20).clamp(1, buffer.len()));
         let count = match from.try_read(&mut buffer[..most]) {
             Ok(count) => count,
@@ -142,7 +149,7 @@ async fn pump(from: &TcpStream, to: &TcpStream, mut seen: watch::Receiver<Weathe
             tokio::time::sleep(Duration::from_secs_f64(count as f64 / f64::from(rate.max(1)))).await;
         }
         tokio::time::sleep(weather.delay).await;
-        light(&mut seen).await?;
+        light(&mut seen, born).await?;
         if count == 0 {
             return rustix::net::shutdown(to, rustix::net::Shutdown::Write).map_err(io::Error::from);
         }
@@ -220,6 +227,10 @@ mod tests {
         let mut back = [0; 5];
         client.read_exact(&mut back).await.unwrap();
         late.read_exact(&mut back).await.unwrap();
+        proxy.swallow();
+        assert!(!answers(&mut client, Duration::from_millis(100)).await.unwrap());
+        let mut fresh = TcpStream::connect(proxy.address()).await.unwrap();
+        assert!(answers(&mut fresh, Duration::from_secs(5)).await.unwrap());
         assert_eq!(back, *b"hello");
     }
 
@@ -234,7 +245,7 @@ mod tests {
         proxy.throttle(Some(50));
         let began = Instant::now();
         assert!(answers(&mut client, Duration::from_secs(5)).await.unwrap());
-        assert!(began.elapsed() >= Duration::from_millis(200), "10 bytes at 50 a second took {:?}", began.elapsed());
+        assert!(began.elapsed() >= Duration::from_millis(100), "5 bytes each way at 50 a second took {:?}", began.elapsed());
     }
 
     #[tokio::test]

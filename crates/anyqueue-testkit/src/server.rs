@@ -243,3 +243,65 @@ impl Drop for Process {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts its starts in its folder, says so, and stops politely when asked to.
+    const SCRIPT: &str = "trap 'echo bye >> {dir}/log; exit 0' TERM; echo start >> {dir}/log; echo listening on {port}; \
+                          while true; do sleep 0.02; echo tick >> {dir}/ticks; done";
+
+    async fn started() -> Process {
+        let launch = Launch::new("sh").args(["-c", SCRIPT]).ready(Ready::Output("listening on".into()));
+        Process::start(launch).await.unwrap()
+    }
+
+    fn log(process: &Process, name: &str) -> String {
+        std::fs::read_to_string(process.folder().join(name)).unwrap_or_default()
+    }
+
+    #[tokio::test]
+    async fn a_killed_server_starts_again_with_its_data_and_port() {
+        let process = started().await;
+        let (address, id) = (process.address(), process.id());
+        process.kill().await.unwrap();
+        assert!(process.id().is_none() && Server::pause(&process).is_err());
+        Server::start(&process).await.unwrap();
+        assert!(process.output().contains(&address.port().to_string()));
+        assert_ne!(process.id(), id);
+        assert_eq!(log(&process, "log"), "start\nstart\n", "killed without a word, started twice in one folder");
+        process.stop().await.unwrap();
+        assert!(log(&process, "log").ends_with("bye\n"));
+    }
+
+    #[tokio::test]
+    async fn a_paused_server_does_nothing_until_it_is_resumed() {
+        let process = started().await;
+        let ticks = || log(&process, "ticks").len();
+        process.pause().unwrap();
+        // One tick may be under way in the shell's own child.
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        let before = ticks();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        assert_eq!(ticks(), before);
+        process.resume().unwrap();
+        let until = Instant::now() + Duration::from_secs(10);
+        while ticks() == before {
+            assert!(Instant::now() < until, "it does not go on");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_ends_at_once_says_why_and_a_dropped_one_is_gone() {
+        let error = Process::start(Launch::new("sh").args(["-c", "echo no such option >&2; exit 3"])).await.unwrap_err();
+        assert!(error.to_string().contains("no such option") && error.to_string().contains('3'), "{error}");
+        let error = Process::start(Launch::new("no-such-server-anywhere")).await.unwrap_err();
+        assert!(error.to_string().contains("cannot be started"), "{error}");
+        let process = started().await;
+        let (id, folder) = (process.id().unwrap(), process.folder().to_owned());
+        drop(process);
+        assert!(!folder.exists() && !Path::new(&format!("/proc/{id}")).exists());
+    }
+}
