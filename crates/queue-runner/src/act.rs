@@ -7,7 +7,8 @@ use anyqueue::core::{Create, State, TaskId, Which, chain, time};
 use serde_json::json;
 
 use crate::context::Context;
-use crate::failure::{Failure, OK, Result, of_many, report};
+use crate::failure::{Failure, OK, Result, of_many};
+use crate::out::tasks;
 
 /// What `purge` removes unless told otherwise. Reserved tasks belong to their workers.
 const PURGED: [State; 3] = [State::Ready, State::Delayed, State::Held];
@@ -24,12 +25,12 @@ pub(crate) async fn kick(context: &mut Context<'_>, queue: &str, ids: Vec<TaskId
     broker.close().await?;
     match context.out.is_json() {
         true => context.out.object(&json!({ "queue": queue, "kicked": kicked })),
-        false => context.out.remark(format!("kicked {kicked} in queue `{queue}`")),
+        false => context.out.remark(format!("kicked {} in queue `{queue}`", tasks(kicked))),
     }
     match which {
         Which::Ids(ids) if kicked < ids.len() as u64 => {
             let missing = ids.len() as u64 - kicked;
-            report(&format!("{missing} of {} were not held in queue `{queue}`", ids.len()));
+            context.complain(&format!("{missing} of {} were not held in queue `{queue}`", ids.len()));
             Ok(of_many(missing, ids.len() as u64))
         }
         _ => Ok(OK),
@@ -50,7 +51,7 @@ pub(crate) async fn delete(context: &mut Context<'_>, queue: &str, ids: &[TaskId
             context.out.remark(format!("deleted {id}"));
         }
         if let Some(error) = error {
-            report(&format!("{id}: {error}"));
+            context.complain(&format!("{id}: {error}"));
         }
     }
     Ok(of_many(failed, ids.len() as u64))
@@ -74,7 +75,7 @@ pub(crate) async fn purge(context: &mut Context<'_>, queue: &str, states: &[Stat
     broker.close().await?;
     match context.out.is_json() {
         true => context.out.object(&json!({ "queue": queue, "purged": purged })),
-        false => context.out.remark(format!("removed {purged} tasks ({words}) of queue `{queue}`")),
+        false => context.out.remark(format!("removed {} ({words}) of queue `{queue}`", tasks(purged))),
     }
     Ok(OK)
 }
@@ -139,12 +140,12 @@ pub(crate) async fn init(context: &mut Context<'_>, names: &[String]) -> Result<
                 context.out.remark(format!("queue `{name}` {}", if declared.created { "was created" } else { "is there" }));
                 for drift in declared.drift {
                     let (what, wanted, found) = (drift.what, drift.wanted, drift.found);
-                    report(&format!("queue `{name}`: {what} is {found} on the broker and {wanted} in the settings"));
+                    context.complain(&format!("queue `{name}`: {what} is {found} on the broker and {wanted} in the settings"));
                 }
             }
             Err(e) => {
                 failed += 1;
-                report(&chain(&e));
+                context.complain(&chain(&e));
             }
         }
     }

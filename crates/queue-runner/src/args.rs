@@ -91,17 +91,17 @@ pub(crate) struct Work {
     #[arg(long, value_name = "all|A,B", num_args = 0..=1, default_missing_value = "all", help_heading = "Work")]
     pub(crate) watch: Option<String>,
     /// How many tasks run at the same time.
-    #[arg(long, value_name = "N", requires = "watch", help_heading = "Work")]
-    pub(crate) slots: Option<String>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=65_536), requires = "watch", help_heading = "Work")]
+    pub(crate) slots: Option<u64>,
     /// Stop when nothing is ready and nothing runs.
     #[arg(long, requires = "watch", help_heading = "Work")]
     pub(crate) drain: bool,
     /// Stop after so many tasks.
-    #[arg(long, value_name = "N", requires = "watch", help_heading = "Work")]
-    pub(crate) limit: Option<String>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "watch", help_heading = "Work")]
+    pub(crate) limit: Option<u64>,
     /// Stop after this time.
-    #[arg(long, value_name = "TIME", requires = "watch", help_heading = "Work")]
-    pub(crate) max_time: Option<String>,
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "watch", help_heading = "Work")]
+    pub(crate) max_time: Option<Duration>,
     /// Stop when the process uses more memory than this: 512MB, 1GiB.
     #[arg(long, value_name = "SIZE", requires = "watch", help_heading = "Work")]
     pub(crate) memory_limit: Option<String>,

@@ -1,11 +1,13 @@
 //! `brokers`: what each driver of this build can do, made from the declarations. The README's table comes from here.
 
+use std::time::Duration;
+
 use anyqueue::Drivers;
 use anyqueue::core::{Capabilities, Death, Driver, Durability, Levels, Order, Support, time};
 use serde_json::{Value, json};
 
 use crate::failure::OK;
-use crate::out::Out;
+use crate::out::{Out, size};
 
 pub(crate) fn show(out: &mut Out, markdown: bool) -> u8 {
     let drivers = Drivers::enabled();
@@ -52,13 +54,18 @@ fn rows(drivers: &[&Driver], notes: &mut Vec<String>) -> Vec<Vec<String>> {
         });
     }
     fact("priority levels", &mut |driver| levels(driver.capabilities.priority));
-    fact("longest delay", &mut |driver| time::show(driver.capabilities.delay.limits().max));
+    fact("longest delay", &mut |driver| longest(driver.capabilities.delay.limits().max));
     fact("longest TTR", &mut |driver| time::show(driver.capabilities.ttr.limits().max));
     fact("order within a level", &mut |driver| order(driver.capabilities.order).to_owned());
     fact("a task survives", &mut |driver| durability(driver.capabilities.durability).to_owned());
     fact("a killed worker's tasks", &mut |driver| death(driver.capabilities.death).to_owned());
-    fact("largest task", &mut |driver| driver.capabilities.max_payload.map_or("no limit".into(), |n| format!("{n} bytes")));
+    fact("largest task", &mut |driver| driver.capabilities.max_payload.map_or("no limit".into(), size));
     rows
+}
+
+/// A delay; the contract's limit in the contract's words.
+fn longest(delay: Duration) -> String {
+    if delay == time::MAX_DELAY { "5 years".into() } else { time::show(delay) }
 }
 
 /// The number of a note; the same sentence is noted once.

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::args::Work;
 use crate::context::Context;
-use crate::failure::{Failure, Result, of_many, report};
+use crate::failure::{Failure, Result, of_many};
 use crate::send;
 
 /// How many lines are sent together at most.
@@ -173,7 +173,7 @@ fn told(context: &mut Context<'_>, number: u64, answer: Result<Sent, Error>) {
             if context.out.is_json() {
                 context.out.object(&json!({ "line": number, "error": chain(&e) }));
             }
-            context.screen.above(|| report(&format!("line {number}: {}", chain(&e))));
+            context.complain(&format!("line {number}: {}", chain(&e)));
         }
     }
 }

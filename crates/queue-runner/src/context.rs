@@ -7,7 +7,7 @@ use anyqueue::settings::QueueSettings;
 use anyqueue::{Queues, Settings};
 
 use crate::args::CommandLine;
-use crate::failure::Result;
+use crate::failure::{Result, report};
 use crate::out::Out;
 use crate::screen::Screen;
 
@@ -25,11 +25,19 @@ impl Context<'_> {
         Ok(Queues::connect(self.settings.clone()).await?)
     }
 
-    /// One queue's settings, and its broker, connected.
+    /// One queue's settings, and its broker, connected. A queue that is not there yet is set up where that is allowed,
+    /// so that it can be looked at or paused before its first task.
     pub(crate) async fn queue(&self, name: &str) -> Result<(QueueSettings, Arc<dyn Broker>)> {
         let queue = self.settings.queue(name)?.clone();
         let broker = self.connect().await?.broker(&queue.name).await?;
+        broker.declare(&queue.name).await?;
         Ok((queue, broker))
+    }
+
+    /// Says what went wrong without ending; in its place among the other lines.
+    pub(crate) fn complain(&mut self, text: &str) {
+        self.out.flush();
+        self.screen.above(|| report(text));
     }
 
     /// The named queues, or all.
@@ -52,10 +60,10 @@ pub(crate) fn settings(line: &CommandLine) -> Result<Settings> {
     }
     let work = &line.work;
     let flags = [
-        ("runner.slots", &work.slots),
-        ("runner.max_tasks", &work.limit),
-        ("runner.max_time", &work.max_time),
-        ("runner.memory_limit", &work.memory_limit),
+        ("runner.slots", work.slots.map(|slots| slots.to_string())),
+        ("runner.max_tasks", work.limit.map(|tasks| tasks.to_string())),
+        ("runner.max_time", work.max_time.map(|time| time.as_secs_f64().to_string())),
+        ("runner.memory_limit", work.memory_limit.clone()),
     ];
     for (key, value) in flags {
         if let Some(value) = value {

@@ -53,7 +53,11 @@ pub(crate) async fn info(context: &mut Context<'_>, id: TaskId, queue: Option<&s
     let mut found = None;
     for name in &names {
         let broker = queues.broker(name).await?;
-        found = broker.admin().info(name, id).await?;
+        found = match broker.admin().info(name, id).await {
+            // A queue that is not there has no task.
+            Err(e) if e.kind() == ErrorKind::NotFound => None,
+            answer => answer?,
+        };
         if found.is_some() {
             break;
         }

@@ -97,6 +97,20 @@ impl Out {
     }
 }
 
+/// A number of tasks in words.
+pub(crate) fn tasks(count: u64) -> String {
+    if count == 1 { "1 task".into() } else { format!("{count} tasks") }
+}
+
+/// A size in bytes as people read it.
+pub(crate) fn size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(unit, _)| bytes >= *unit && bytes % unit == 0) {
+        Some((unit, name)) => format!("{} {name}", bytes / unit),
+        None => format!("{bytes} bytes"),
+    }
+}
+
 /// Cuts a text to so many characters, in one line.
 pub(crate) fn short(text: &str, most: usize) -> String {
     let line = text.replace(['\n', '\r', '\t'], " ");

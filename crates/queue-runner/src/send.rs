@@ -9,7 +9,8 @@ use serde_json::json;
 
 use crate::args::Work;
 use crate::context::Context;
-use crate::failure::{Failure, Result, of_many, report};
+use crate::failure::{Failure, Result, of_many};
+use crate::out::tasks;
 
 /// How many go to the broker in one call.
 const BATCH: u64 = 1000;
@@ -134,7 +135,7 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, plan: Plan) 
                     // Many tasks tend to fail for one reason, which is said once.
                     let text = chain(&e);
                     if text != said {
-                        report(&text);
+                        context.complain(&text);
                         said = text;
                     }
                 }
@@ -149,8 +150,8 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, plan: Plan) 
 
 pub(crate) fn summary(context: &mut Context<'_>, sent: u64, failed: u64) {
     match failed {
-        0 => context.out.remark(format!("sent {sent} tasks")),
-        _ => context.out.remark(format!("sent {sent} tasks, {failed} failed")),
+        0 => context.out.remark(format!("sent {}", tasks(sent))),
+        _ => context.out.remark(format!("sent {}, {failed} failed", tasks(sent))),
     }
 }
 

@@ -4,11 +4,11 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyqueue::Queues;
-use anyqueue::core::{Error, Figure, Paused, QueueName, Stats, chain, time};
+use anyqueue::core::{Error, ErrorKind, Figure, Paused, QueueName, Stats, chain, time};
 use serde_json::json;
 
 use crate::context::Context;
-use crate::failure::{Result, of_many, report};
+use crate::failure::{Result, of_many};
 
 pub(crate) async fn run(context: &mut Context<'_>, names: &[String], every: Option<Duration>) -> Result<u8> {
     let names = context.chosen(names)?;
@@ -48,7 +48,10 @@ async fn once(context: &mut Context<'_>, queues: &Queues, names: &[QueueName], c
             Ok((stats, paused)) => rows.push(row(name, &stats, paused)),
             Err(e) => {
                 failed += 1;
-                report(&chain(&e.with("queue", name)));
+                if context.out.is_json() {
+                    context.out.object(&json!({ "queue": name, "error": chain(&e) }));
+                }
+                context.complain(&format!("queue `{name}`: {}", chain(&e)));
             }
         }
     }
@@ -64,8 +67,15 @@ async fn once(context: &mut Context<'_>, queues: &Queues, names: &[QueueName], c
 
 async fn figures(queues: &Queues, name: &QueueName) -> Result<(Stats, Paused), Error> {
     let broker = queues.broker(name).await?;
-    let stats = broker.admin().stats(name).await?;
-    Ok((stats, broker.admin().paused(name).await?))
+    let stats = match broker.admin().stats(name).await {
+        // Not there yet: set up where that is allowed, and an error naming `init` where it is not.
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            broker.declare(name).await?;
+            broker.admin().stats(name).await
+        }
+        answer => answer,
+    };
+    Ok((stats?, broker.admin().paused(name).await?))
 }
 
 fn row(name: &QueueName, stats: &Stats, paused: Paused) -> Vec<String> {
