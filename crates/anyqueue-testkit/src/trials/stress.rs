@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyqueue_core::{BoxError, Broker, Delivery, Fencing, Figure, QueueName, Result, Settlement, Settler, Which, time::MIN_TTR};
+use anyqueue_core::{
+    BoxError, Broker, Delivery, Error, ErrorKind, Fencing, Figure, QueueName, Result, Settlement, Settler, Stats, Which,
+    time::MIN_TTR,
+};
 
 use crate::rig::{Rig, consume, done, incoming, reserve, send, settle, take, touch};
 use crate::run::{Outcome, not_applicable, passed};
@@ -15,6 +18,8 @@ use crate::sample::Sample;
 #[derive(Debug, Default)]
 struct Tally {
     done: Mutex<BTreeMap<u64, usize>>,
+    /// What was done last to each number, for the report of a failure.
+    last: Mutex<BTreeMap<u64, String>>,
     late: AtomicUsize,
 }
 
@@ -25,6 +30,17 @@ impl Tally {
 
     fn numbers(&self) -> usize {
         self.done.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn note(&self, number: u64, what: String) {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).insert(number, what);
+    }
+
+    /// The numbers that are missing, with what was done to them last.
+    fn missing(&self, count: usize) -> String {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = (0..count as u64).filter(|n| !self.has(*n)).take(5);
+        missing.map(|n| format!("{n}: {}", last.get(&n).map_or("never delivered", String::as_str))).collect::<Vec<_>>().join("; ")
     }
 
     fn has(&self, number: u64) -> bool {
@@ -38,7 +54,8 @@ impl Tally {
 
 /// Does one of the things that workers do to a task.
 async fn treat(rig: &Rig, settler: &dyn Settler, delivery: &Delivery, tally: &Tally) -> Result<()> {
-    let task = incoming(delivery);
+    let (task, number) = (incoming(delivery), Sample::number(delivery).unwrap_or(u64::MAX));
+    tally.note(number, format!("{:?} delivered", delivery.receipt));
     if fastrand::u8(..10) == 0 {
         match touch(settler, delivery, task.ttr).await {
             Err(e) if !e.is_lease_lost() => return Err(e),
@@ -56,8 +73,9 @@ async fn treat(rig: &Rig, settler: &dyn Settler, delivery: &Delivery, tally: &Ta
         _ => Settlement::Done,
     };
     let finished = what == Settlement::Done;
+    tally.note(number, format!("{:?} {what:?}", delivery.receipt));
     match settle(settler, &delivery.receipt, what).await {
-        Ok(()) if finished => tally.add(Sample::number(delivery).unwrap_or(u64::MAX)),
+        Ok(()) if finished => tally.add(number),
         Err(e) if e.is_lease_lost() => {
             tally.late.fetch_add(1, Ordering::Relaxed);
         }
@@ -82,10 +100,23 @@ async fn work(rig: &Rig, broker: &dyn Broker, queue: &QueueName, tally: &Tally, 
     Ok(())
 }
 
+fn is_empty(stats: &Stats) -> bool {
+    [stats.ready, stats.delayed, stats.reserved, stats.held].iter().all(|figure| *figure == Figure::Exact(0))
+}
+
+/// Kicks what is held. Ends early if the queue stays empty although not all is done: then tasks are lost.
 async fn operate(rig: &Rig, broker: &dyn Broker, queue: &QueueName, tally: &Tally, count: usize) -> Result<()> {
+    let mut empty = 0;
     while tally.numbers() < count {
         broker.admin().kick(queue, &Which::First(fastrand::u64(..20))).await?;
-        broker.admin().stats(queue).await?;
+        let stats = broker.admin().stats(queue).await?;
+        empty = if is_empty(&stats) { empty + 1 } else { 0 };
+        if empty > 100 {
+            let (done, late) = (tally.numbers(), tally.late.load(Ordering::Relaxed));
+            let missing = tally.missing(count);
+            let text = format!("the queue is empty, {done} of {count} tasks are done, {late} settles were late; {missing}");
+            return Err(Error::new(ErrorKind::NotFound, text));
+        }
         rig.pass(Duration::from_millis(20)).await;
     }
     Ok(())
