@@ -16,7 +16,7 @@ const STEPS: &[&str] = &[include_str!("sql/v1.sql"), include_str!("sql/v2.sql")]
 /// Prepared statements that stay in memory: all there are.
 const STATEMENTS: usize = 64;
 /// The log is written back into the file once it has so many pages of 4 KiB.
-const CHECKPOINT_PAGES: u32 = 4000;
+const CHECKPOINT_PAGES: u32 = 1000;
 
 /// Opens the file for writing, and makes or upgrades it where needed.
 pub(crate) fn open_writer(path: &Path, config: &Config) -> Result<Connection> {

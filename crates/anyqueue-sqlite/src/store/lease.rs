@@ -27,7 +27,11 @@ pub(crate) struct LeaseBook {
 impl LeaseBook {
     pub(super) fn add(&mut self, lease: i64, tasks: &[i64]) {
         self.left.insert(lease, tasks.len());
-        self.lease_of.extend(tasks.iter().map(|seq| (*seq, lease)));
+        for seq in tasks {
+            // Another process may have found an earlier reservation to be over.
+            self.end(*seq);
+            self.lease_of.insert(*seq, lease);
+        }
     }
 
     pub(super) fn end(&mut self, seq: i64) {
@@ -158,4 +162,24 @@ fn pack(tasks: &[Reservation]) -> Vec<u8> {
 fn unpack(blob: &[u8]) -> Vec<Reservation> {
     let number = |bytes: &[u8]| i64::from_le_bytes(bytes.try_into().expect("chunks of 8 bytes"));
     blob.chunks_exact(16).map(|pair| (number(&pair[..8]), number(&pair[8..]))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_empty_once_all_its_tasks_have_ended_and_not_before() {
+        let mut book = LeaseBook::default();
+        book.add(1, &[10, 11]);
+        book.end(10);
+        // Task 11 was reserved anew under lease 2 without this process having seen the end of its first reservation.
+        book.add(2, &[11, 12]);
+        assert_eq!(book.empty, [1]);
+        book.end(12);
+        assert_eq!(book.empty, [1], "task 11 is still reserved under lease 2");
+        book.end(11);
+        assert_eq!(book.empty, [1, 2]);
+        assert!(book.lease_of.is_empty() && book.left.is_empty());
+    }
 }

@@ -46,11 +46,12 @@ impl Memory {
     /// After a commit.
     pub(crate) fn keep(&mut self, leased: Vec<(i64, Vec<i64>)>, ended: Vec<i64>) {
         self.leases.cleared();
-        for (lease, tasks) in leased {
-            self.leases.add(lease, &tasks);
-        }
+        // What ended first: a claim may reserve again what it has just found to be over.
         for seq in ended {
             self.leases.end(seq);
+        }
+        for (lease, tasks) in leased {
+            self.leases.add(lease, &tasks);
         }
     }
 }
