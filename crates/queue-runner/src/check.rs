@@ -1,5 +1,8 @@
 //! `check`: what holds and where it came from, and whether every broker is there and can do what is asked.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
 use anyqueue::core::{Error, Finding, QueueName, Severity, chain};
 use anyqueue::settings::BrokerSettings;
 use anyqueue::{Queues, Settings};
@@ -19,6 +22,13 @@ pub(crate) async fn run(context: &mut Context<'_>) -> Result<u8> {
         let report = ask(&queues, broker, &used.iter().map(|queue| queue.name.clone()).collect::<Vec<_>>()).await;
         problems += report.problems();
         report.show(context.out);
+    }
+    for missing in missing_programs(&context.settings) {
+        problems += 1;
+        match context.out.is_json() {
+            true => context.out.object(&json!({ "finding": missing })),
+            false => context.out.line(format!("\nproblem: {missing}")),
+        }
     }
     queues.close().await?;
     match problems {
@@ -41,6 +51,37 @@ fn settings(out: &mut Out, settings: &Settings) {
     out.line(format!("settings file: {file}\n"));
     let rows: Vec<_> = lines.into_iter().map(|line| vec![line.key, line.value, line.origin.to_string()]).collect();
     out.table(&["SETTING", "VALUE", "FROM"], &rows);
+}
+
+/// The programs of workers that cannot be started from here.
+fn missing_programs(settings: &Settings) -> Vec<String> {
+    let mut missing = Vec::new();
+    for queue in settings.queues.values() {
+        for (task, worker) in &queue.workers {
+            let Some(program) = worker.exec.iter().flatten().next() else { continue };
+            if let Err(why) = find_program(program) {
+                missing.push(format!("queue `{}`, worker `{task}`: `{program}` {why}", queue.name));
+            }
+        }
+    }
+    missing
+}
+
+/// Looks for a program as starting it would: a path from the current folder, a bare name in PATH.
+fn find_program(program: &str) -> Result<(), &'static str> {
+    let runs = |path: &Path| path.metadata().map(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
+    if program.contains('/') {
+        return match runs(Path::new(program)) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("is no program; make it executable with `chmod +x`"),
+            Err(_) => Err("is not there; a path starts at the current folder"),
+        };
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    match std::env::split_paths(&folders).any(|folder| runs(&folder.join(program)).unwrap_or(false)) {
+        true => Ok(()),
+        false => Err("is not in PATH; write `./` before a program of the current folder"),
+    }
 }
 
 /// What one broker said.

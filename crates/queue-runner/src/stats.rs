@@ -81,7 +81,9 @@ async fn figures(queues: &Queues, name: &QueueName) -> Result<(Stats, Paused), E
 fn row(name: &QueueName, stats: &Stats, paused: Paused) -> Vec<String> {
     let seconds = |figure: Figure| match figure {
         Figure::Exact(s) => time::show(Duration::from_secs(s)),
-        other => other.to_string(),
+        Figure::Approximate(s) => format!("≈{}", time::show(Duration::from_secs(s))),
+        Figure::AtLeast(s) => format!("≥{}", time::show(Duration::from_secs(s))),
+        Figure::Unknown => figure.to_string(),
     };
     let paused = match paused {
         Paused::No => "no".to_owned(),

@@ -69,7 +69,8 @@ fn without_worker(queues: &Queues) -> Vec<String> {
     let tests = has_test_worker(queues);
     let idle = queues.settings().queues.values().filter(|queue| {
         let programs = queue.workers.values().any(|worker| worker.exec.is_some());
-        !programs && !(tests && queue.name.as_str() == "default")
+        let test = tests && queue.name.as_str() == "default";
+        !programs && !test
     });
     idle.map(|queue| queue.name.to_string()).collect()
 }

@@ -2,9 +2,7 @@
 
 mod place;
 
-use std::io::{BufRead, BufReader};
-
-use place::{Place, finish};
+use place::{Lines, Place, finish};
 use serde_json::Value;
 
 /// A place with one held task; its id.
@@ -12,7 +10,7 @@ fn with_held() -> (Place, String) {
     let place = Place::new();
     let data = "{\"outcome\":\"hold\",\"message\":\"no paper\"}";
     let sent = place.run(&["--send", "default:test", "--data", data, "--json", "--watch", "--drain"]).ends_with(0);
-    let id = sent.json()[0]["id"].as_str().unwrap().to_owned();
+    let id = sent.json()[0]["id"].as_str().expect("an id").to_owned();
     (place, id)
 }
 
@@ -137,9 +135,9 @@ fn a_file_of_foreign_bytes_is_shown_and_not_hidden() {
 fn stats_go_on_until_nobody_reads() {
     let place = Place::new();
     let mut child = place.command(&["stats", "--watch=0.05", "--json"]).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let lines = Lines::of(&mut child);
     for _ in 0..3 {
-        assert!(lines.next().unwrap().unwrap().contains("\"ready\":0"));
+        assert!(lines.next().contains("\"ready\":0"));
     }
     drop(lines);
     finish(child).ends_with(0);

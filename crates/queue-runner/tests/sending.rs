@@ -3,10 +3,10 @@
 mod place;
 
 use std::collections::HashSet;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::process::Stdio;
 
-use place::{Place, finish};
+use place::{Lines, Place, finish};
 
 #[test]
 fn the_first_command_works_with_nothing_installed() {
@@ -129,10 +129,10 @@ fn a_line_is_sent_before_the_next_one_is_written() {
     let place = Place::new();
     let mut child = place.command(&["--jsonl", "--json"]).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
+    let answers = Lines::of(&mut child);
     for n in 1..=3 {
         writeln!(stdin, "{{\"queue\":\"default\",\"task\":\"test\",\"data\":{n}}}").unwrap();
-        let answer: serde_json::Value = serde_json::from_str(&answers.next().unwrap().unwrap()).unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&answers.next()).unwrap();
         assert_eq!(answer["line"], n);
     }
     drop(stdin);
@@ -143,10 +143,9 @@ fn a_line_is_sent_before_the_next_one_is_written() {
 fn a_reader_that_goes_away_stops_the_output_and_not_the_sending() {
     let place = Place::new();
     let mut child = place.command(&["--send", "default:test:x", "--count", "5000", "--json"]).spawn().unwrap();
-    let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    stdout.read_line(&mut line).unwrap();
-    drop(stdout);
+    let lines = Lines::of(&mut child);
+    lines.next();
+    drop(lines);
     let ran = finish(child).ends_with(0);
     assert!(ran.err.is_empty(), "{ran:?}");
     assert_eq!(place.stat("default", "ready"), 5000);

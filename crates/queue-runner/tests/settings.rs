@@ -32,6 +32,16 @@ fn check_fails_where_a_broker_cannot_be_used() {
 }
 
 #[test]
+fn check_finds_programs_that_cannot_be_started() {
+    let place = Place::with(
+        "[queues.a.workers]\nthere = { exec = [\"./there.sh\"] }\npath = { exec = [\"cat\"] }\ngone = { exec = [\"./gone.sh\"] }\nplain = { exec = [\"./queue.toml\"] }\nbare = { exec = [\"there.sh\"] }\n",
+    );
+    place.script("there.sh", "cat\n");
+    let ran = place.run(&["check"]).ends_with(1).says("3 problems");
+    ran.says("`./gone.sh` is not there").says("chmod +x").says("`there.sh` is not in PATH");
+}
+
+#[test]
 fn no_password_is_ever_shown() {
     let place = Place::with("[brokers.default]\nurl = \"memory://user:hunter2@host/name\"\n");
     for args in

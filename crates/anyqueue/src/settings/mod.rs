@@ -11,7 +11,7 @@ mod origin;
 mod queue;
 mod runner;
 mod table;
-#[cfg(all(test, feature = "memory", feature = "sqlite"))]
+#[cfg(test)]
 mod tests;
 mod value;
 

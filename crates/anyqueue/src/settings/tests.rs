@@ -1,5 +1,7 @@
 //! Settings as users write them.
 
+#![cfg(all(feature = "memory", feature = "sqlite"))]
+
 use std::time::Duration;
 
 use anyqueue_core::{Create, Result};

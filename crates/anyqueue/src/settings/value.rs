@@ -77,10 +77,10 @@ pub(super) fn duration(value: &Value) -> Read<Duration> {
 
 /// A duration that cannot be nought.
 pub(super) fn period(value: &Value) -> Read<Duration> {
-    duration(value)?
-        .checked_sub(Duration::from_nanos(1))
-        .ok_or_else(|| format!("{} is too short; write `\"1s\"`, say", shown(value)))?;
-    duration(value)
+    match duration(value)? {
+        Duration::ZERO => Err(format!("{} is too short; write `\"1s\"`, say", shown(value))),
+        time => Ok(time),
+    }
 }
 
 pub(super) fn delay(value: &Value) -> Read<Duration> {

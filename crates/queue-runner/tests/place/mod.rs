@@ -1,12 +1,14 @@
 //! A folder of its own in which the real command runs.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test that called")]
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -116,6 +118,22 @@ impl Place {
             }
             thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+/// The lines of a running command's standard output. When they are dropped, nobody reads it any more.
+pub(crate) struct Lines(Receiver<String>);
+
+impl Lines {
+    pub(crate) fn of(child: &mut Child) -> Self {
+        let (to, lines) = sync_channel(0);
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || stdout.lines().try_for_each(|line| to.send(line.unwrap())));
+        Self(lines)
+    }
+
+    pub(crate) fn next(&self) -> String {
+        self.0.recv_timeout(PATIENCE).expect("a line of output in time")
     }
 }
 
