@@ -4,7 +4,6 @@
 //! Figures are tasks per second; the ratio is the adapter's to the raw one's under the same `synchronous`.
 
 #[path = "../tests/support/mod.rs"]
-#[allow(dead_code)]
 mod support;
 
 mod raw;

@@ -100,10 +100,17 @@ impl Broker for SqliteBroker {
     }
 
     async fn declare(&self, queue: &QueueName) -> Result<Declared> {
+        let explain = |e: Error| e.during("declare").with("queue", queue);
+        self.gate.check().map_err(explain)?;
+        let name = queue.clone();
+        // A look first: using a queue that exists must not wait for those who write.
+        let found = self.gate.shared.read(move |db| Ok(store::find_queue(db, &name)?)).await.map_err(explain)?;
+        if found.is_some() {
+            return Ok(Declared::default());
+        }
         let (name, create) = (queue.clone(), self.create);
         let write = self.gate.write(1, true, move |tx| Ok(tx.queue_or_create(&name, create)?.1));
-        let created = write.await.map_err(|e| e.during("declare"))?;
-        Ok(Declared { created, drift: Vec::new() })
+        Ok(Declared { created: write.await.map_err(explain)?, drift: Vec::new() })
     }
 
     async fn send(&self, queue: &QueueName, batch: &[Envelope]) -> Vec<Result<Accepted>> {

@@ -1,5 +1,8 @@
 //! What the tests of this crate share: a clock, a file in a temp folder, tasks.
 
+// Each test file is a program of its own and uses a part.
+#![allow(dead_code)]
+
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
