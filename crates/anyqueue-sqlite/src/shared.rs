@@ -127,10 +127,8 @@ impl Shared {
     /// Says that somebody waits for a queue, so that what other processes write is watched.
     pub(crate) fn wait<'a>(&'a self, queue: &'a anyqueue_core::QueueName, next: Option<i64>) -> Waiting<'a> {
         self.signals.wait(queue, next, |bell| {
-            let mut log = self.path.clone().into_os_string();
-            log.push("-wal");
             let watch = Watch {
-                log: log.into(),
+                path: self.path.clone(),
                 clock: self.clock.clone(),
                 signals: self.signals.clone(),
                 reader: Reader::new(self.path.clone(), self.config.clone()),

@@ -1,8 +1,9 @@
 //! Who waits for which queue, and how they learn that something came.
 //!
-//! In this process the writing thread knows what it made ready and tells it after each commit. What other processes
-//! write is seen by one thread for all queues: each commit of anybody appends to the file's log (`…-wal`), which inotify
-//! reports. The thread sleeps while nobody waits, and asks the file once per report.
+//! In this process the writing thread knows what it made ready and tells it after each commit. For other processes it
+//! sets the file's times to now, which inotify reports to one thread in each of them; that thread serves all queues,
+//! sleeps while nobody waits, and asks the file once per report. (Writes to the log are no such sign: they come before
+//! the commit can be seen.)
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -135,7 +136,7 @@ impl Signals {
 
 /// The thread that sees what other processes write.
 pub(crate) struct Watch {
-    pub(crate) log: PathBuf,
+    pub(crate) path: PathBuf,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) signals: Arc<Signals>,
     pub(crate) reader: Reader,
@@ -148,7 +149,7 @@ impl Watch {
         if self.bell.set_nonblocking(true).is_err() {
             return;
         }
-        let mut reports = Reports::new(&self.log);
+        let mut reports = Reports::new(&self.path);
         // What was written between the claim of the first who waits and this moment was not reported.
         let mut look = true;
         loop {
@@ -162,7 +163,7 @@ impl Watch {
             let limit = if waiting.is_empty() { None } else { Some(reports.interval()) };
             let Some(heard) = self.listen(&reports, limit) else { return };
             if heard == Heard::Nothing {
-                reports.renew(&self.log);
+                reports.renew(&self.path);
             }
             look = heard != Heard::Bell;
         }
@@ -219,7 +220,7 @@ enum Heard {
     Nothing,
 }
 
-/// The kernel's reports of writes to the log.
+/// The kernel's reports of commits.
 #[cfg(target_os = "linux")]
 struct Reports {
     source: Option<std::os::fd::OwnedFd>,
@@ -228,17 +229,17 @@ struct Reports {
 
 #[cfg(target_os = "linux")]
 impl Reports {
-    fn new(log: &std::path::Path) -> Self {
+    fn new(file: &std::path::Path) -> Self {
         use rustix::fs::inotify::{CreateFlags, init};
         let mut reports = Self { source: init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok(), active: false };
-        reports.renew(log);
+        reports.renew(file);
         reports
     }
 
-    /// A log that was deleted and made anew is another file; one that is still the same is watched once.
-    fn renew(&mut self, log: &std::path::Path) {
+    /// A file that was replaced is another one; one that is still the same is watched once.
+    fn renew(&mut self, file: &std::path::Path) {
         use rustix::fs::inotify::{WatchFlags, add_watch};
-        self.active = self.source.as_ref().is_some_and(|source| add_watch(source, log, WatchFlags::MODIFY).is_ok());
+        self.active = self.source.as_ref().is_some_and(|source| add_watch(source, file, WatchFlags::ATTRIB).is_ok());
     }
 
     fn source(&self) -> Option<&std::os::fd::OwnedFd> {
@@ -263,11 +264,11 @@ struct Reports;
 
 #[cfg(not(target_os = "linux"))]
 impl Reports {
-    fn new(_log: &std::path::Path) -> Self {
+    fn new(_file: &std::path::Path) -> Self {
         Self
     }
 
-    fn renew(&mut self, _log: &std::path::Path) {}
+    fn renew(&mut self, _file: &std::path::Path) {}
 
     fn source(&self) -> Option<&std::os::fd::OwnedFd> {
         None

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::error::{Fault, explain, is_busy, is_of_the_file};
-use crate::file::Identity;
+use crate::file::{self, Identity};
 use crate::schema;
 use crate::store::{Memory, Tx};
 use crate::wake::Signals;
@@ -243,6 +243,9 @@ impl Writer {
             open.statement("COMMIT")?;
             self.counted.commits.fetch_add(1, Ordering::Relaxed);
             self.memory.keep(changes.leased, changes.ended);
+            if !changes.woken.is_empty() {
+                file::ring(&self.path);
+            }
             self.signals.wake(changes.woken);
         }
         if !open.identity.is_still(&self.path) {

@@ -148,3 +148,6 @@ pub(crate) fn missing(name: &QueueName) -> Error {
 pub(crate) fn millis(duration: std::time::Duration) -> i64 {
     anyqueue_core::steps_up(duration, std::time::Duration::from_millis(1)).min(i64::MAX as u64 / 4) as i64
 }
+
+#[cfg(test)]
+mod tests;
