@@ -52,3 +52,19 @@ async fn a_lease_that_ends_gives_the_task_to_the_next_and_counts() {
     let third = take(&mut *consumer, 1).await.unwrap().remove(0);
     assert_eq!((&third.raw[..], third.native.redeliveries), (&b"held"[..], Figure::Exact(0)));
 }
+
+/// What this process remembers of a lease must not touch the lease that came after it.
+#[tokio::test]
+async fn each_lease_in_a_row_ends_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = open(&folder.path().join("q.db")).await;
+    let q = queue("a");
+    let mut short = task("short");
+    short.ttr = Duration::from_secs(1);
+    send(&*broker, &q, &[short]).await;
+    let mut consumer = consumer(&*broker, &q).await;
+    for died in 0..4 {
+        let got = take(&mut *consumer, 1).await.unwrap();
+        assert_eq!(got[0].native.redeliveries, Figure::Exact(died));
+    }
+}

@@ -4,7 +4,8 @@ CREATE TABLE queue(
   created_at INTEGER NOT NULL
 );
 
--- The next `task.seq`. Kept apart, since a number that was used once may never come again: it is half of a receipt.
+-- The next `task.seq` or `lease.id`. Kept apart, since a number that was used once may never come again: it is half of
+-- a receipt, or remembered by a process.
 CREATE TABLE counter(next_seq INTEGER NOT NULL);
 INSERT INTO counter VALUES (1);
 

@@ -69,14 +69,14 @@ impl LeaseBook {
 pub(super) fn add(tx: &mut Tx<'_>, queue: i64, taken: &[Taken]) -> rusqlite::Result<()> {
     let due = taken.iter().map(|task| tx.now + task.ttr).min().unwrap_or(tx.now);
     let tasks: Vec<Reservation> = taken.iter().map(|task| (task.seq, task.reserves)).collect();
-    let lease = insert(tx.db, queue, due, &tasks)?;
+    let lease = insert(tx, queue, due, &tasks)?;
     tx.changes.leased.push((lease, tasks.iter().map(|(seq, _)| *seq).collect()));
     Ok(())
 }
 
 /// Writes one more lease for a task whose lease ends earlier than it did before.
-pub(super) fn shorten(tx: &Tx<'_>, queue: i64, due: i64, task: Reservation) -> rusqlite::Result<()> {
-    insert(tx.db, queue, due, &[task]).map(drop)
+pub(super) fn shorten(tx: &mut Tx<'_>, queue: i64, due: i64, task: Reservation) -> rusqlite::Result<()> {
+    insert(tx, queue, due, &[task]).map(drop)
 }
 
 /// When the first lease of a queue may end.
@@ -151,8 +151,12 @@ pub(super) fn reserved(db: &Connection, queue: i64) -> rusqlite::Result<Vec<(i64
     Ok(found.into_iter().map(|(due, seq)| (seq, due)).collect())
 }
 
-fn insert(db: &Connection, queue: i64, due: i64, tasks: &[Reservation]) -> rusqlite::Result<i64> {
-    db.prepare_cached("INSERT INTO lease(queue, due, tasks) VALUES (?1, ?2, ?3)")?.insert((queue, due, pack(tasks)))
+/// The number of a lease is never used again: a book may still be about to clear the row that had it.
+fn insert(tx: &mut Tx<'_>, queue: i64, due: i64, tasks: &[Reservation]) -> rusqlite::Result<i64> {
+    let id = tx.seq()?;
+    let mut insert = tx.db.prepare_cached("INSERT INTO lease(id, queue, due, tasks) VALUES (?1, ?2, ?3, ?4)")?;
+    insert.execute((id, queue, due, pack(tasks)))?;
+    Ok(id)
 }
 
 fn pack(tasks: &[Reservation]) -> Vec<u8> {

@@ -82,7 +82,7 @@ impl<'c> Tx<'c> {
         Self { db, now, memory, next_seq: None, changes: Changes::default() }
     }
 
-    /// A number that no task had before.
+    /// A number that no task and no lease had before.
     fn seq(&mut self) -> rusqlite::Result<i64> {
         let seq = match self.next_seq {
             Some(seq) => seq,
