@@ -23,6 +23,8 @@ pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: 
     let mut consumer: Option<Box<dyn Consumer>> = None;
     loop {
         let Some(demand) = demanded(&shared, &watched).await else { break };
+        // A broker that always answers at once would keep the thread from the other queues.
+        tokio::task::yield_now().await;
         match reserve(&shared, &watched, &mut consumer, demand, &priorities, prefetch, strict).await {
             Ok(Some(0) | None) => {}
             Ok(Some(_)) => shared.counters.idle_cycles.store(0, Ordering::Relaxed),

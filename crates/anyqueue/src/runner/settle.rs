@@ -51,6 +51,7 @@ pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>) {
     let mut pause = Duration::ZERO;
     loop {
         let line = &watched.settle;
+        tokio::task::yield_now().await;
         let mut items = std::mem::take(&mut again);
         items.append(&mut line.take());
         if items.is_empty() {

@@ -168,10 +168,13 @@ impl Shared {
 
     /// Rings the pumps whose queues run low.
     pub(crate) fn ring_pumps(&self, state: &State) {
-        for (watched, lane) in self.watched.iter().zip(&state.lanes) {
-            if state.demand(watched.lane) > lane.buffer.len() {
-                watched.wanted.notify_one();
-            }
+        (0..self.watched.len()).for_each(|lane| self.ring_pump(state, lane));
+    }
+
+    /// Rings a queue's pump if the queue runs low.
+    pub(crate) fn ring_pump(&self, state: &State, lane: usize) {
+        if state.demand(lane) > state.lanes[lane].buffer.len() {
+            self.watched[lane].wanted.notify_one();
         }
     }
 

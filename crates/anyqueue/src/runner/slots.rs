@@ -20,14 +20,22 @@ pub(crate) async fn run(shared: Arc<Shared>, slot: usize) {
         let (attempt, started) = next(&shared, slot).await;
         shared.counters.started.fetch_add(1, Ordering::Relaxed);
         work(&shared, attempt, started).await;
+        // Handlers that never wait would keep the thread to themselves.
+        tokio::task::coop::consume_budget().await;
     }
 }
 
 async fn next(shared: &Shared, slot: usize) -> (Arc<Attempt>, Moment) {
     let rules = |attempt: &Attempt| LeaseRules::from(shared.watched[attempt.lane].policy(&attempt.incoming.wire.task));
-    poll_fn(|cx| match shared.state().next(slot, cx.waker(), &*shared.clock, rules) {
-        Some(task) => Poll::Ready(task),
-        None => Poll::Pending,
+    poll_fn(|cx| {
+        let mut state = shared.state();
+        match state.next(slot, cx.waker(), &*shared.clock, rules) {
+            Some(task) => {
+                shared.ring_pump(&state, task.0.lane);
+                Poll::Ready(task)
+            }
+            None => Poll::Pending,
+        }
     })
     .await
 }

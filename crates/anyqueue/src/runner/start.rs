@@ -38,7 +38,7 @@ pub(crate) async fn run(runner: Runner) -> Result<Finished> {
     }
     let options = &runner.options;
     let mut state = State::new(options.slots.max(1), options.prefetch, options.strategy, options.max_tasks);
-    watched.iter().for_each(|queue| state.add_lane(queue.settings.slots, queue.settings.weight));
+    watched.iter().for_each(|queue| state.add_lane(queue.settings.slots, queue.settings.weight, queue.settings.ttr));
     let shared = Arc::new(Shared::new(state, watched, queues.clock().clone(), runner.hooks, runner.filter, runner.drain));
     runner.handle.attach(&shared);
     let signals = if runner.signals { Some(signals::listen(runner.handle.clone())?) } else { None };

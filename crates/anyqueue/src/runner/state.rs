@@ -23,6 +23,8 @@ pub(crate) struct LaneState {
     pub(crate) running: usize,
     pub(crate) cap: usize,
     pub(crate) weight: u32,
+    /// Seconds in which a prefetched task must be able to start.
+    patience: f64,
     /// Mean time of an attempt in seconds, recent ones counting more.
     mean: Option<f64>,
     /// At which count of settled tasks the queue was last found empty.
@@ -81,6 +83,7 @@ pub(crate) struct State {
     slots: usize,
     prefetch: usize,
     strategy: Strategy,
+    mean: Option<f64>,
     cursor: usize,
     idle: Vec<usize>,
     wakers: Vec<Option<Waker>>,
@@ -102,22 +105,18 @@ impl State {
             slots,
             prefetch,
             strategy,
+            mean: None,
             cursor: 0,
             idle: Vec::new(),
             wakers: (0..slots).map(|_| None).collect(),
         }
     }
 
-    pub(crate) fn add_lane(&mut self, cap: Option<usize>, weight: u32) {
-        let cap = cap.unwrap_or(self.slots).min(self.slots);
-        self.lanes.push(LaneState {
-            buffer: VecDeque::new(),
-            running: 0,
-            cap,
-            weight: weight.max(1),
-            mean: None,
-            empty_at: None,
-        });
+    pub(crate) fn add_lane(&mut self, cap: Option<usize>, weight: u32, ttr: Duration) {
+        let (cap, patience) = (cap.unwrap_or(self.slots).min(self.slots), ttr.as_secs_f64() / 4.0);
+        let lane =
+            LaneState { buffer: VecDeque::new(), running: 0, cap, weight: weight.max(1), patience, mean: None, empty_at: None };
+        self.lanes.push(lane);
     }
 
     /// How many tasks a queue's pump should ask for now.
@@ -129,7 +128,15 @@ impl State {
         let free = (self.slots - self.running.min(self.slots)).min(of.cap.saturating_sub(of.running));
         // Queues side by side share what is free, so that none reserves what only another could run.
         let share = if free == 0 { 0 } else { (free / self.lanes.len()).max(1) };
-        let ahead = of.mean.map_or(0, |mean| (of.cap as f64 * PREFETCHED_WORK / mean.max(1e-7)) as usize).min(self.prefetch);
+        let ahead = match of.mean.or(self.mean) {
+            Some(mean) => {
+                let soon = (of.cap as f64 * PREFETCHED_WORK / mean.max(1e-7)) as usize;
+                // While all slots are busy every queue keeps one task at hand, or the strategy would have nothing to choose from.
+                let choice = self.lanes.len() > 1 && mean * self.lanes.len() as f64 / (self.slots as f64) < of.patience;
+                soon.clamp(usize::from(choice), self.prefetch.max(1))
+            }
+            None => 0,
+        };
         let wanted = (share + ahead).saturating_sub(of.buffer.len());
         match self.left {
             Some(left) => wanted.min((left as usize).saturating_sub(self.buffered)),
@@ -269,7 +276,8 @@ impl State {
         let lane = &mut self.lanes[task.lane];
         lane.running -= 1;
         let took = took.as_secs_f64();
-        lane.mean = Some(lane.mean.map_or(took, |mean| mean * 0.9 + took * 0.1));
+        let smooth = |mean: Option<f64>| Some(mean.map_or(took, |mean| mean * 0.9 + took * 0.1));
+        (lane.mean, self.mean) = (smooth(lane.mean), smooth(self.mean));
         if matches!(self.alone, Alone::Running) {
             self.alone = Alone::Settling;
         }

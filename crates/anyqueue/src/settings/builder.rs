@@ -18,6 +18,17 @@ use crate::drivers::Drivers;
 const USUAL_FILE: &str = "queue.toml";
 
 /// Collects where settings come from, and reads them.
+///
+/// ```
+/// use anyqueue::Settings;
+///
+/// let file = "[queues.mail]\nttr = \"5m\"";
+/// let settings = Settings::builder().text("queue.toml", file).environment([]).flag("runner.slots", 4).load()?;
+/// assert_eq!(settings.queue("mail")?.ttr.as_secs(), 300);
+/// assert_eq!(settings.origin("queues.mail.ttr").to_string(), "queue.toml:2");
+/// assert_eq!(settings.origin("runner.slots").to_string(), "command line");
+/// # Ok::<(), anyqueue::Error>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct SettingsBuilder {
     file: Option<String>,

@@ -34,8 +34,10 @@ impl Layer {
             return Err(Error::config(errors.iter().map(line).collect::<Vec<_>>().join("\n")));
         }
         let file: Arc<str> = name.into();
+        let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
         let mut note = |path: Path, at: usize| {
-            origins.set(path, Origin::File { file: file.clone(), line: position(text, at).0 });
+            let line = ends.partition_point(|end| *end < at) + 1;
+            origins.set(path, Origin::File { file: file.clone(), line });
         };
         Ok(Self(table_of(table.get_ref(), &mut Path::new(), &mut note)))
     }

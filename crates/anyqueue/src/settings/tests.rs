@@ -284,3 +284,47 @@ fn what_holds_is_explained_with_its_origin() {
     assert_eq!(line("queues.a.workers.w.lease"), None);
     assert_eq!(line("runner.slots").unwrap(), "10 (default)");
 }
+
+#[test]
+fn a_driver_of_ones_own_brings_its_scheme_and_its_options() {
+    let options = &[anyqueue_core::OptionSpec { key: "speed", default: "1", help: "how fast", per_queue: true }];
+    let mine = anyqueue_core::Driver {
+        name: "mine",
+        schemes: &["mine"],
+        options,
+        ..Drivers::enabled().find("memory").copied().unwrap()
+    };
+    let file = "[brokers.default]\nurl = \"mine:?speed=2\"\nspeed = 3\n[queues.a]\nspeed = 4\n";
+    assert!(problems(text(file).load())[0].contains("no broker has the URL scheme `mine`"));
+    let settings = text(file).drivers(Drivers::enabled().with(&mine)).load().unwrap();
+    assert_eq!(settings.brokers["default"].options.number("speed").unwrap(), Some(3), "the table wins over the URL");
+    assert_eq!(settings.queue("a").unwrap().options.number("speed").unwrap(), Some(4));
+    assert!(settings.explain().iter().any(|line| line.key == "queues.a.speed" && line.value == "(set)"));
+}
+
+#[test]
+fn values_of_the_wrong_shape_say_what_they_should_be() {
+    for (file, wanted) in [
+        ("queues = 5", "queue.toml:1: `queues` must be a table, [queues]"),
+        ("[[queues]]\nslots = 1", "queue.toml:1: `queues` must be a table, [queues]"),
+        ("[queues]\na = 1", "queue.toml:2: `queues.a` must be a table, [queues.a]"),
+        ("[queues.a]\nworkers = 5", "queue.toml:2: `workers` in [queues.a]: `5` is not a list"),
+        ("[queues.a.workers.w]\nexec = [1]", "queue.toml:2: `exec` in [queues.a.workers.w]: `1` is not a text"),
+        (
+            "[queues.a.workers.w]\nexec = [\"x\"]\nelsewhere = true",
+            "queue.toml:3: `elsewhere` in [queues.a.workers.w]: a worker with `exec` lives here",
+        ),
+        ("[queues.a.workers.\" \"]", "queue.toml:1: [queues.a.workers.\" \"]: ` ` is no task name"),
+        ("[queues.a]\nttr = 0.5", "queue.toml:2: `ttr` in [queues.a]: a TTR of 500ms is below the least, 1s"),
+        (
+            "[queues.a]\ndelay = \"6years\"",
+            "queue.toml:2: `delay` in [queues.a]: a delay of 6years is above the limit of 5 years",
+        ),
+        ("[queues.a]\ntime_limit = 0", "queue.toml:2: `time_limit` in [queues.a]: `0` is too short"),
+        ("[runner]\nslots = 2026-01-01", "queue.toml:2: `slots` in [runner]: `2026-01-01` is not a whole number"),
+        ("strict = \"yes\"", "queue.toml:1: `strict`: `yes` is neither true nor false"),
+    ] {
+        let found = problems(text(file).load());
+        assert!(found[0].starts_with(wanted), "{found:?} should start with {wanted}");
+    }
+}
