@@ -20,9 +20,9 @@ pub(crate) async fn kick(context: &mut Context<'_>, queue: &str, ids: Vec<TaskId
         None if ids.is_empty() => Which::All,
         None => Which::Ids(ids),
     };
-    let (settings, broker) = context.queue(queue).await?;
-    let kicked = broker.admin().kick(&settings.name, &which).await?;
-    broker.close().await?;
+    let opened = context.open(queue).await?;
+    let kicked = opened.admin().kick(opened.name(), &which).await?;
+    opened.close().await?;
     match context.out.is_json() {
         true => context.out.object(&json!({ "queue": queue, "kicked": kicked })),
         false => context.out.remark(format!("kicked {} in queue `{queue}`", tasks(kicked))),
@@ -38,9 +38,9 @@ pub(crate) async fn kick(context: &mut Context<'_>, queue: &str, ids: Vec<TaskId
 }
 
 pub(crate) async fn delete(context: &mut Context<'_>, queue: &str, ids: &[TaskId]) -> Result<u8> {
-    let (settings, broker) = context.queue(queue).await?;
-    let answers = broker.admin().delete(&settings.name, ids).await;
-    broker.close().await?;
+    let opened = context.open(queue).await?;
+    let answers = opened.admin().delete(opened.name(), ids).await;
+    opened.close().await?;
     let mut failed = 0;
     for (id, answer) in ids.iter().zip(answers) {
         let error = answer.err().map(|e| chain(&e));
@@ -62,17 +62,17 @@ pub(crate) async fn purge(context: &mut Context<'_>, queue: &str, states: &[Stat
     if states.contains(&State::Reserved) {
         return Err(Failure::usage("reserved tasks belong to their workers and cannot be purged; stop the workers first"));
     }
-    let (settings, broker) = context.queue(queue).await?;
+    let opened = context.open(queue).await?;
     let words = states.iter().map(|state| state.word()).collect::<Vec<_>>().join(", ");
     if !yes {
-        let stats = broker.admin().stats(&settings.name).await?;
+        let stats = opened.admin().stats(opened.name()).await?;
         let figures = format!("{} ready, {} delayed, {} held", stats.ready, stats.delayed, stats.held);
         if !agreed(&format!("remove all {words} tasks of queue `{queue}` ({figures})?"))? {
             return Err(Failure::Error("nothing was removed".into()));
         }
     }
-    let purged = broker.admin().purge(&settings.name, states).await?;
-    broker.close().await?;
+    let purged = opened.admin().purge(opened.name(), states).await?;
+    opened.close().await?;
     match context.out.is_json() {
         true => context.out.object(&json!({ "queue": queue, "purged": purged })),
         false => context.out.remark(format!("removed {} ({words}) of queue `{queue}`", tasks(purged))),
@@ -93,9 +93,9 @@ fn agreed(question: &str) -> Result<bool> {
 }
 
 pub(crate) async fn pause(context: &mut Context<'_>, queue: &str, time: Option<Duration>) -> Result<u8> {
-    let (settings, broker) = context.queue(queue).await?;
-    broker.admin().pause(&settings.name, time).await?;
-    broker.close().await?;
+    let opened = context.open(queue).await?;
+    opened.admin().pause(opened.name(), time).await?;
+    opened.close().await?;
     match (context.out.is_json(), time) {
         (true, _) => {
             context.out.object(&json!({ "queue": queue, "paused": true, "for": time.map(|time| time.as_secs_f64()) }));
@@ -107,9 +107,9 @@ pub(crate) async fn pause(context: &mut Context<'_>, queue: &str, time: Option<D
 }
 
 pub(crate) async fn resume(context: &mut Context<'_>, queue: &str) -> Result<u8> {
-    let (settings, broker) = context.queue(queue).await?;
-    broker.admin().resume(&settings.name).await?;
-    broker.close().await?;
+    let opened = context.open(queue).await?;
+    opened.admin().resume(opened.name()).await?;
+    opened.close().await?;
     match context.out.is_json() {
         true => context.out.object(&json!({ "queue": queue, "paused": false })),
         false => context.out.remark(format!("queue `{queue}` is resumed")),

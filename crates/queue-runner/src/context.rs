@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyqueue::core::{Broker, QueueName};
+use anyqueue::core::{Admin, Broker, QueueName};
 use anyqueue::settings::QueueSettings;
 use anyqueue::{Queues, Settings};
 
@@ -27,11 +27,12 @@ impl Context<'_> {
 
     /// One queue's settings, and its broker, connected. A queue that is not there yet is set up where that is allowed,
     /// so that it can be looked at or paused before its first task.
-    pub(crate) async fn queue(&self, name: &str) -> Result<(QueueSettings, Arc<dyn Broker>)> {
-        let queue = self.settings.queue(name)?.clone();
-        let broker = self.connect().await?.broker(&queue.name).await?;
-        broker.declare(&queue.name).await?;
-        Ok((queue, broker))
+    pub(crate) async fn open(&self, name: &str) -> Result<Opened> {
+        let settings = self.settings.queue(name)?.clone();
+        let queues = self.connect().await?;
+        let broker = queues.broker(&settings.name).await?;
+        broker.declare(&settings.name).await?;
+        Ok(Opened { settings, broker, queues })
     }
 
     /// Says what went wrong without ending; in its place among the other lines.
@@ -46,6 +47,31 @@ impl Context<'_> {
             return Ok(self.settings.queues.keys().cloned().collect());
         }
         names.iter().map(|name| Ok(self.settings.queue(name)?.name.clone())).collect()
+    }
+}
+
+/// One queue, with its broker.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) settings: QueueSettings,
+    broker: Arc<dyn Broker>,
+    /// Kept, since the broker works on its threads.
+    queues: Queues,
+}
+
+impl Opened {
+    /// The operator's verbs.
+    pub(crate) fn admin(&self) -> &dyn Admin {
+        self.broker.admin()
+    }
+
+    /// The queue's name.
+    pub(crate) fn name(&self) -> &QueueName {
+        &self.settings.name
+    }
+
+    pub(crate) async fn close(&self) -> Result<()> {
+        Ok(self.queues.close().await?)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use anyqueue::core::{Error, chain};
 
+use crate::out::plain;
+
 /// All went well.
 pub(crate) const OK: u8 = 0;
 /// An error.
@@ -55,7 +57,7 @@ pub(crate) fn report(text: &str) {
     use std::io::Write;
     let mut stderr = std::io::stderr().lock();
     for line in text.lines() {
-        let _ = writeln!(stderr, "error: {line}");
+        let _ = writeln!(stderr, "error: {}", plain(line));
     }
 }
 

@@ -11,24 +11,24 @@ use crate::show::{self, Shown};
 const PAGE: usize = 100;
 
 pub(crate) async fn peek(context: &mut Context<'_>, queue: &str, state: State, limit: usize) -> Result<u8> {
-    let (settings, broker) = context.queue(queue).await?;
-    let found = broker.admin().peek(&settings.name, state, limit).await?;
-    let tasks: Vec<_> = found.iter().map(|task| Shown::new(task, &settings)).collect();
+    let opened = context.open(queue).await?;
+    let found = opened.admin().peek(opened.name(), state, limit).await?;
+    let tasks: Vec<_> = found.iter().map(|task| Shown::new(task, &opened.settings)).collect();
     if tasks.is_empty() {
         context.out.remark(format!("no {state} task in queue `{queue}`"));
     } else {
         show::tasks(context.out, &tasks);
     }
-    broker.close().await?;
+    opened.close().await?;
     Ok(OK)
 }
 
 pub(crate) async fn held(context: &mut Context<'_>, queue: &str, limit: usize) -> Result<u8> {
-    let (settings, broker) = context.queue(queue).await?;
+    let opened = context.open(queue).await?;
     let (mut tasks, mut after, mut more) = (Vec::new(), None, false);
     while tasks.len() < limit {
-        let page = broker.admin().held(&settings.name, after.as_deref(), PAGE.min(limit - tasks.len())).await?;
-        tasks.extend(page.tasks.iter().map(|task| Shown::new(task, &settings)));
+        let page = opened.admin().held(opened.name(), after.as_deref(), PAGE.min(limit - tasks.len())).await?;
+        tasks.extend(page.tasks.iter().map(|task| Shown::new(task, &opened.settings)));
         after = page.next;
         more = after.is_some();
         if !more {
@@ -43,7 +43,7 @@ pub(crate) async fn held(context: &mut Context<'_>, queue: &str, limit: usize) -
     if more {
         context.out.remark(format!("and more; --limit shows them, {limit} are shown"));
     }
-    broker.close().await?;
+    opened.close().await?;
     Ok(OK)
 }
 

@@ -66,7 +66,7 @@ impl Out {
         };
         let widths: Vec<usize> = (0..header.len()).map(width).collect();
         let row_text = |cells: &mut dyn Iterator<Item = &str>| {
-            let padded = cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect::<Vec<_>>();
+            let padded = cells.zip(&widths).map(|(cell, width)| format!("{:width$}", plain(cell))).collect::<Vec<_>>();
             padded.join("  ").trim_end().to_owned()
         };
         self.line(row_text(&mut header.iter().copied()));
@@ -111,11 +111,36 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// Cuts a text to so many characters, in one line.
+/// A text without what would steer a terminal: names, reasons and data come from anywhere.
+pub(crate) fn plain(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' | '\r' | '\t' => ' ',
+        c if c.is_control() => '\u{FFFD}',
+        c => c,
+    };
+    text.chars().map(shown).collect()
+}
+
+/// Cuts a text to so many characters.
 pub(crate) fn short(text: &str, most: usize) -> String {
-    let line = text.replace(['\n', '\r', '\t'], " ");
-    match line.char_indices().nth(most) {
-        Some((at, _)) => format!("{}…", &line[..at]),
-        None => line,
+    match text.char_indices().nth(most) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_between_characters_and_sizes_are_round() {
+        assert_eq!((short("añb", 2), short("ab", 2)), ("añ…".into(), "ab".into()));
+        assert_eq!((size(64 << 20), size(1500), size(0)), ("64 MiB".into(), "1500 bytes".into(), "0 bytes".into()));
+    }
+
+    #[test]
+    fn nothing_that_steers_a_terminal_gets_through() {
+        assert_eq!(plain("a\x1b[31m\u{9b}b\nc"), "a\u{FFFD}[31m\u{FFFD}b c");
     }
 }

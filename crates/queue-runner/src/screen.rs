@@ -26,7 +26,10 @@ impl Screen {
             (_, 1) => "debug",
             _ => "trace",
         };
-        let filter = EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| EnvFilter::new(format!("warn,{}", ours(level))));
+        // What was typed wins over what the environment says.
+        let typed = quiet || verbose > 0;
+        let filter = EnvFilter::try_from_env("RUST_LOG").ok().filter(|_| !typed);
+        let filter = filter.unwrap_or_else(|| EnvFilter::new(format!("warn,{}", ours(level))));
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(verbose > 0);
         log.with_ansi(io::stderr().is_terminal()).with_writer(screen.clone()).init();
         screen

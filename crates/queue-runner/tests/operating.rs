@@ -124,11 +124,13 @@ fn listings_look_and_change_nothing() {
 }
 
 #[test]
-fn a_file_of_foreign_bytes_is_shown_and_not_hidden() {
+fn what_comes_from_anywhere_cannot_steer_the_terminal() {
     let place = Place::new();
-    place.run(&["--send", "default:test", "--data", "\"line\\none\\u0000\""]).ends_with(0);
-    let shown = place.run(&["peek", "default"]).ends_with(0);
+    let line = "{\"queue\":\"default\",\"task\":\"a\\u001b[2Jb\",\"store\":\"x\\ny\",\"data\":\"\u{9b}\"}\n";
+    place.run_with(&["--jsonl", "--unchecked"], line).ends_with(0);
+    let shown = place.run(&["peek", "default"]).ends_with(0).says("a\u{FFFD}[2Jb").says("x y");
     assert_eq!(shown.out.lines().count(), 2, "{shown:?}");
+    assert!(!shown.out.contains(['\u{1b}', '\u{9b}']), "{shown:?}");
 }
 
 #[test]
