@@ -181,7 +181,7 @@ async fn order(strategy: &str) -> String {
         let order = order.clone();
         Queue::new(name, ()).worker("w", move |_, _: Task<u32>| {
             order.lock().unwrap().push_str(name);
-            async {}
+            tokio::time::sleep(Duration::from_millis(1))
         })
     };
     let finished = Runner::new(queues).queue(noting("a")).queue(noting("b")).drain().run().await.unwrap();
