@@ -42,3 +42,32 @@ impl Config {
         self.queues.get(queue).unwrap_or(&self.usual)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyqueue_testkit::SystemClock;
+
+    fn read(url: &str) -> Result<Config> {
+        Config::read(&ConnectOptions::new(url, Arc::new(SystemClock)).unwrap(), Capabilities::FULL)
+    }
+
+    #[test]
+    fn a_url_names_a_store_and_nothing_else() {
+        assert_eq!(read("memory:").unwrap().store, "");
+        assert_eq!(read("memory:shared").unwrap().store, "shared");
+        for wrong in ["memory://host", "memory:///tmp/x", "memory:/tmp/x"] {
+            assert!(read(wrong).unwrap_err().to_string().contains("write `memory:`"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_queue_may_have_its_own_largest_task() {
+        let mut options = ConnectOptions::new("memory:?max_payload=100", Arc::new(SystemClock)).unwrap();
+        let (small, other) = (QueueName::new("small").unwrap(), QueueName::new("other").unwrap());
+        options.queues.insert(small.clone(), [("max_payload", 10)].into_iter().collect());
+        let config = Config::read(&options, Capabilities::FULL).unwrap();
+        assert_eq!(config.capabilities(&small).max_payload, Some(10));
+        assert_eq!(config.capabilities(&other).max_payload, Some(100));
+    }
+}

@@ -1,7 +1,9 @@
 //! Turns harnesses and trials into a test program.
 
+use std::panic::resume_unwind;
 use std::process::exit;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use anyqueue_core::{BoxError, BoxFuture, chain};
@@ -12,6 +14,9 @@ use crate::child;
 use crate::harness::{Harness, Isolation, Time};
 use crate::rig::Rig;
 use crate::trials;
+
+/// How long a trial may take on the machine's clock.
+const LIMIT: Duration = Duration::from_secs(150);
 
 /// What a trial that did not fail has to say.
 #[derive(Debug)]
@@ -110,7 +115,7 @@ impl Notes {
 }
 
 fn named(name: String, trial: Trial, harness: Arc<dyn Harness>, notes: Notes) -> libtest_mimic::Trial {
-    libtest_mimic::Trial::test(name.clone(), move || match attempt(trial, harness.as_ref()) {
+    libtest_mimic::Trial::test(name.clone(), move || match watched(trial, harness) {
         Ok(Verdict::Passed) => Ok(()),
         Ok(Verdict::NotApplicable(why)) => {
             notes.add(name, why);
@@ -120,11 +125,29 @@ fn named(name: String, trial: Trial, harness: Arc<dyn Harness>, notes: Notes) ->
     })
 }
 
+/// Runs a trial on a thread of its own, so that one that keeps its thread busy for good is a failure and not a hang.
+fn watched(trial: Trial, harness: Arc<dyn Harness>) -> Outcome {
+    let (tell, told) = mpsc::channel();
+    let thread = thread::Builder::new().name(trial.name.into()).spawn(move || {
+        let outcome = attempt(trial, harness.as_ref());
+        // Nobody listens any more once the trial has been given up.
+        drop(tell.send(outcome));
+    })?;
+    match told.recv_timeout(LIMIT + Duration::from_secs(20)) {
+        Ok(outcome) => outcome,
+        Err(mpsc::RecvTimeoutError::Timeout) => Err("the trial hangs, and keeps its thread busy".into()),
+        Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
+            Err(panic) => resume_unwind(panic),
+            Ok(()) => Err("the trial ended without a result".into()),
+        },
+    }
+}
+
 fn attempt(trial: Trial, harness: &dyn Harness) -> Outcome {
     let time = harness.time();
     let runtime = runtime(time)?;
     let limit = match time {
-        Time::System => Duration::from_secs(180),
+        Time::System => LIMIT,
         Time::Movable => Duration::from_secs(10 * 365 * 86_400),
     };
     let outcome = runtime.block_on(async {

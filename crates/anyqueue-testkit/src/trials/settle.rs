@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyqueue_core::{Data, Delivery, Envelope, ErrorKind, Fencing, Receipt, Settlement, Wire, time::MIN_TTR};
+use anyqueue_core::{Data, Delivery, Envelope, ErrorKind, Fencing, Order, Receipt, Settlement, Wire, time::MIN_TTR};
 
 use crate::rig::{Rig, consume, done, drain, incoming, one, reserve, send, settle, take, touch};
 use crate::run::{Outcome, passed};
@@ -125,6 +125,14 @@ pub(super) async fn c10_retry_goes_behind_and_waits(rig: &Rig) -> Outcome {
     send(&*broker, &queue, &Sample::many(3)).await?;
     let mut consumer = consume(&*broker, &queue).await?;
     let settler = consumer.settler();
+    if capabilities.order == Order::Fifo {
+        let first = one(&mut *consumer, SOON).await?;
+        settle(&*settler, &first.receipt, Settlement::Retry(incoming(&first).failed(Duration::ZERO))).await?;
+        let order = take(&mut *consumer, 3, SOON).await?;
+        assert_eq!(order.iter().filter_map(Sample::number).collect::<Vec<_>>(), [1, 2, 0], "behind those that wait");
+        done(&*settler, &order).await?;
+        send(&*broker, &queue, &Sample::many(3)).await?;
+    }
     let first = take(&mut *consumer, 2, SOON).await?;
     let delay = Duration::from_millis(1200);
     let began = rig.now();
@@ -166,7 +174,7 @@ pub(super) async fn c10_release_counts_nothing(rig: &Rig) -> Outcome {
         assert!(before.is_none_or(|before| before.raw == delivery.raw), "a release changed the body");
         assert_ne!(delivery.native.redeliveries.value(), Some(1), "a release was counted as a death");
     }
-    if capabilities.order == anyqueue_core::Order::Fifo && capabilities.release.caveat().is_none() {
+    if capabilities.order == Order::Fifo && capabilities.release.caveat().is_none() {
         assert_eq!(back.iter().filter_map(Sample::number).collect::<Vec<_>>(), [1, 2, 3], "the place in line");
     }
     done(&*settler, &back).await?;

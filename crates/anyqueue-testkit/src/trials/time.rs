@@ -19,11 +19,15 @@ pub(super) async fn c05_a_delay_is_never_early(rig: &Rig) -> Outcome {
     let slack = rig.slack(capabilities.delay.limits().step);
     let mut consumer = consume(&*broker, &queue).await?;
     for delay in [Duration::from_millis(700), Duration::from_millis(1500)] {
-        let sent = rig.now();
-        send(&*broker, &queue, &[Sample::new(1).delay(delay).envelope()]).await?;
-        let delivery = one(&mut *consumer, delay + slack).await?;
-        let after = rig.now().since(sent);
+        let sender = async {
+            rig.pass(Duration::from_millis(100)).await;
+            let sent = rig.now();
+            send(&*broker, &queue, &[Sample::new(1).delay(delay).envelope()]).await.map(|()| sent)
+        };
+        let (delivery, sent) = tokio::join!(one(&mut *consumer, Duration::from_secs(60)), sender);
+        let (delivery, after) = (delivery?, rig.now().since(sent?));
         assert!(after >= delay, "a delay of {delay:?} was over after {after:?}");
+        assert!(after <= delay + slack, "a delay of {delay:?} was over only after {after:?}");
         done(consumer.settler().as_ref(), &[delivery]).await?;
     }
     passed()
