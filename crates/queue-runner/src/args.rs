@@ -21,7 +21,7 @@ Exit codes:
 
 /// Runs, feeds and looks after queues of background tasks, on the broker that queue.toml names.
 #[derive(Debug, Parser)]
-#[command(name = "queue-runner", version, about, after_help = EXIT_CODES, max_term_width = 110)]
+#[command(name = "queue-runner", version, after_help = EXIT_CODES, max_term_width = 110)]
 pub(crate) struct CommandLine {
     #[command(flatten)]
     pub(crate) global: Global,

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyqueue_core::{BrokerUrl, Error, QueueName, Result, suggest};
-use config::{Config, Map, Source, Value};
+use config::{Map, Value};
 
 use super::broker::{BrokerSettings, Brokers};
-use super::layer::Layer;
+use super::layer::{self, Layer};
 use super::origin::Origins;
 use super::queue::{QueueSettings, Route, WorkerSettings};
 use super::runner::RunnerSettings;
@@ -119,16 +119,13 @@ impl SettingsBuilder {
             None => process_environment()?,
         };
         let file = self.file_text(&environment)?;
-        let layer = match &file {
+        let written = match &file {
             Some((name, text)) => Layer::file(name, text, origins)?,
             None => Layer::default(),
         };
-        let environment = Layer::environment(&environment, &layer, origins)?;
+        let environment = Layer::environment(&environment, &written, origins)?;
         let flags = Layer::flags(&self.flags, origins)?;
-        let merged = Config::builder().add_source(layer).add_source(environment).add_source(flags).build();
-        let values = merged.and_then(|config| config.collect());
-        let values = values.map_err(|e| Error::config("the settings cannot be merged").because(e))?;
-        Ok((values, file.map(|(name, _)| name)))
+        Ok((layer::merge([written, environment, flags])?, file.map(|(name, _)| name)))
     }
 
     /// Name and text of the file, if there is one.
@@ -137,18 +134,15 @@ impl SettingsBuilder {
             return Ok(Some(text.clone()));
         }
         let named = environment.iter().find(|(name, path)| name == "ANYQUEUE_CONFIG" && !path.is_empty());
-        let (path, named_by) = match (&self.file, named) {
-            (Some(path), _) => (path.clone(), Some("--config")),
-            (None, Some((name, path))) => (path.clone(), Some(name.as_str())),
-            (None, None) => (USUAL_FILE.to_owned(), None),
+        let (path, is_named, by) = match (&self.file, named) {
+            (Some(path), _) => (path.clone(), true, ""),
+            (None, Some((_, path))) => (path.clone(), true, ", which ANYQUEUE_CONFIG names,"),
+            (None, None) => (USUAL_FILE.to_owned(), false, ""),
         };
         match std::fs::read_to_string(&path) {
             Ok(text) => Ok(Some((path, text))),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && named_by.is_none() => Ok(None),
-            Err(e) => {
-                let by = named_by.map_or(String::new(), |by| format!(", which {by} names,"));
-                Err(Error::config(format!("the settings file `{path}`{by} cannot be read")).because(e))
-            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !is_named => Ok(None),
+            Err(e) => Err(Error::config(format!("the settings file `{path}`{by} cannot be read")).because(e)),
         }
     }
 }

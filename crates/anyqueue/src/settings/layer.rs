@@ -3,12 +3,27 @@
 use std::sync::Arc;
 
 use anyqueue_core::{Error, Result};
-use config::{ConfigError, Map, Source, Value, ValueKind};
+use config::{Config, ConfigError, Map, Source, Value, ValueKind};
 use toml::de::{DeTable, DeValue};
 
 use super::origin::{Origin, Origins, Path};
 
-/// What one layer sets. Keys of tables below the first level reach `config` as they are: it splits only the first at dots.
+/// The one key of the first level that `config` sees. It splits keys of that level at dots, and those below never, so
+/// that names keep theirs.
+const ROOT: &str = "settings";
+
+/// Merges layers, the later ones winning.
+pub(super) fn merge(layers: impl IntoIterator<Item = Layer>) -> Result<Map<String, Value>> {
+    let merged = layers.into_iter().fold(Config::builder(), |builder, layer| builder.add_source(layer)).build();
+    let mut values =
+        merged.and_then(|config| config.collect()).map_err(|e| Error::config("the settings cannot be merged").because(e))?;
+    match values.remove(ROOT).map(|root| root.kind) {
+        Some(ValueKind::Table(values)) => Ok(values),
+        _ => Ok(Map::new()),
+    }
+}
+
+/// What one layer sets.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Layer(Map<String, Value>);
 
@@ -18,7 +33,7 @@ impl Source for Layer {
     }
 
     fn collect(&self) -> std::result::Result<Map<String, Value>, ConfigError> {
-        Ok(self.0.clone())
+        Ok(Map::from_iter([(ROOT.to_owned(), Value::from(self.0.clone()))]))
     }
 }
 

@@ -219,7 +219,7 @@ fn a_file_that_is_named_must_be_there() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mine.toml").display().to_string();
     let error = Settings::builder().environment([]).file(&path).load().unwrap_err().to_string();
-    assert!(error.contains("mine.toml") && error.contains("--config"), "{error}");
+    assert!(error.contains("mine.toml") && error.contains("cannot be read"), "{error}");
     let error = Settings::builder().environment([("ANYQUEUE_CONFIG", &path)]).load().unwrap_err().to_string();
     assert!(error.contains("ANYQUEUE_CONFIG"), "{error}");
     std::fs::write(&path, "[runner]\nslots = 77\n").unwrap();
@@ -305,6 +305,7 @@ fn a_driver_of_ones_own_brings_its_scheme_and_its_options() {
 #[test]
 fn values_of_the_wrong_shape_say_what_they_should_be() {
     for (file, wanted) in [
+        ("\"queues.a\" = 5", "queue.toml:1: unknown key `queues.a`; "),
         ("queues = 5", "queue.toml:1: `queues` must be a table, [queues]"),
         ("[[queues]]\nslots = 1", "queue.toml:1: `queues` must be a table, [queues]"),
         ("[queues]\na = 1", "queue.toml:2: `queues.a` must be a table, [queues.a]"),
