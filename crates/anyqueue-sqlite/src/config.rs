@@ -112,3 +112,82 @@ fn not_a_file(path: &Path) -> Error {
         path.display()
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use anyqueue_core::{BoxFuture, Clock, Moment};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct NoClock;
+
+    impl Clock for NoClock {
+        fn now(&self) -> Moment {
+            Moment::default()
+        }
+
+        fn wall(&self) -> SystemTime {
+            SystemTime::UNIX_EPOCH
+        }
+
+        fn sleep_until(&self, _: Moment) -> BoxFuture<'static, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn read(url: &str) -> Result<Config> {
+        Config::read(&ConnectOptions::new(url, Arc::new(NoClock)).unwrap())
+    }
+
+    #[test]
+    fn a_url_names_a_file() {
+        for (url, path) in [
+            ("sqlite:queue.db", "queue.db"),
+            ("sqlite:./queue.db", "./queue.db"),
+            ("sqlite:/var/lib/q.db", "/var/lib/q.db"),
+            ("sqlite:///var/lib/q%20x.db", "/var/lib/q x.db"),
+        ] {
+            assert_eq!(read(url).unwrap().path, Path::new(path), "{url}");
+        }
+        for (url, says) in [
+            ("sqlite:", "name of a file"),
+            ("sqlite:/tmp", "name of a file"),
+            ("sqlite:queues/", "name of a file"),
+            ("sqlite::memory:", "`memory:` broker"),
+            ("sqlite://queue.db", "names a host"),
+        ] {
+            let error = read(url).unwrap_err().to_string();
+            assert!(error.contains(says), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn options_have_their_documented_defaults_and_bounds() {
+        let config = read("sqlite:q.db").unwrap();
+        assert_eq!((config.durability, config.max_payload), (Durability::Power, MAX_PAYLOAD));
+        assert_eq!(config.busy_timeout, Duration::from_secs(10));
+        let config = read("sqlite:q.db?durability=process&busy_timeout=1h&cache=1048576&max_payload=10").unwrap();
+        assert_eq!((config.durability, config.max_payload, config.cache), (Durability::Process, 10, 1 << 20));
+        assert_eq!(config.busy_timeout, Duration::from_secs(10), "no longer than a request may take");
+        for bad in ["durability=always", "max_payload=0", "max_payload=2000000000", "busy_timeout=soon"] {
+            assert!(read(&format!("sqlite:q.db?{bad}")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_file_has_one_path_whatever_it_is_called_by() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        let direct = read(&format!("sqlite:{}/q.db", folder.path().display())).unwrap();
+        let around = read(&format!("sqlite:{}/../q.db", inner.display())).unwrap();
+        assert_eq!(direct.canonical().unwrap(), around.canonical().unwrap());
+        let error = read("sqlite:/no/such/folder/q.db").unwrap().canonical().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.to_string().contains("/no/such/folder/q.db"), "{error}");
+    }
+}

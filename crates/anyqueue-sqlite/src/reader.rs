@@ -23,6 +23,11 @@ impl Reader {
         Self { path, config, open: None }
     }
 
+    /// Closes the connection; the next look opens one anew.
+    pub(crate) fn close(&mut self) {
+        self.open = None;
+    }
+
     /// Looks at the file as it is at one moment.
     pub(crate) fn read<T>(&mut self, look: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T> {
         if self.open.as_ref().is_none_or(|(_, identity)| !identity.is_still(&self.path)) {

@@ -82,6 +82,9 @@ impl Shared {
     pub(crate) fn leave(&self) -> Option<oneshot::Receiver<()>> {
         let left = |n: usize| n.checked_sub(1);
         let last = self.brokers.fetch_update(Ordering::AcqRel, Ordering::Acquire, left) == Ok(1);
+        if last && let Ok(mut reader) = self.reader.try_lock() {
+            reader.close();
+        }
         let (done, closed) = oneshot::channel();
         (last && self.writer.send(Message::Stop(done)).is_ok()).then_some(closed)
     }

@@ -18,14 +18,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::watch;
 
 use crate::reader::Reader;
+use crate::reports::Reports;
 use crate::store;
 
 /// Reports that come closer together than this are answered together, so that a busy neighbour costs next to nothing.
 const REST: Duration = Duration::from_millis(5);
-/// How often to look although nothing was reported.
-const SAFETY: Duration = Duration::from_secs(1);
-/// How often to look where reports cannot be had.
-const POLL: Duration = Duration::from_millis(25);
 
 /// One queue, as those who wait for it see it.
 #[derive(Debug)]
@@ -218,65 +215,4 @@ enum Heard {
     Bell,
     Report,
     Nothing,
-}
-
-/// The kernel's reports of commits.
-#[cfg(target_os = "linux")]
-struct Reports {
-    source: Option<std::os::fd::OwnedFd>,
-    active: bool,
-}
-
-#[cfg(target_os = "linux")]
-impl Reports {
-    fn new(file: &std::path::Path) -> Self {
-        use rustix::fs::inotify::{CreateFlags, init};
-        let mut reports = Self { source: init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok(), active: false };
-        reports.renew(file);
-        reports
-    }
-
-    /// A file that was replaced is another one; one that is still the same is watched once.
-    fn renew(&mut self, file: &std::path::Path) {
-        use rustix::fs::inotify::{WatchFlags, add_watch};
-        self.active = self.source.as_ref().is_some_and(|source| add_watch(source, file, WatchFlags::ATTRIB).is_ok());
-    }
-
-    fn source(&self) -> Option<&std::os::fd::OwnedFd> {
-        self.source.as_ref()
-    }
-
-    fn interval(&self) -> Duration {
-        if self.active { SAFETY } else { POLL }
-    }
-
-    fn drain(&self) {
-        let Some(source) = &self.source else { return };
-        let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
-        let mut reader = rustix::fs::inotify::Reader::new(source, &mut buffer);
-        while reader.next().is_ok() {}
-    }
-}
-
-/// Where the kernel cannot report, the file is asked at short intervals.
-#[cfg(not(target_os = "linux"))]
-struct Reports;
-
-#[cfg(not(target_os = "linux"))]
-impl Reports {
-    fn new(_file: &std::path::Path) -> Self {
-        Self
-    }
-
-    fn renew(&mut self, _file: &std::path::Path) {}
-
-    fn source(&self) -> Option<&std::os::fd::OwnedFd> {
-        None
-    }
-
-    fn interval(&self) -> Duration {
-        POLL
-    }
-
-    fn drain(&self) {}
 }

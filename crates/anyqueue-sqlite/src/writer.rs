@@ -265,10 +265,10 @@ impl Writer {
 
     /// Writes the log back into the file, so that a closed file is one file. Others may still use it: then they will do so.
     fn close(&mut self) {
+        self.signals.stop();
         if let Some(open) = self.open.take() {
             let _ = open.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
         }
-        self.signals.stop();
     }
 }
 
