@@ -38,7 +38,8 @@
 //! Trials are named after the rules, `c04_order_within_levels` for one, and `cargo test` counts and filters them. What
 //! a broker declares in its [`Capabilities`](anyqueue_core::Capabilities) decides what is tried: a claim must hold, and
 //! what is not claimed must answer as the contract says. A trial that cannot apply is *not applicable*: it passes, is
-//! printed with the capability it follows from, and is listed again at the end. Nothing is ever ignored.
+//! printed with the capability it follows from, and is listed again at the end. Nothing is ever ignored. The variable
+//! `ANYQUEUE_TRIAL_SCALE` multiplies the sizes of the larger trials: 10 makes the soak one of 100,000 tasks.
 //!
 //! Beside the suite there are tools for tests: [`Proxy`] (cuts, black holes, delays), [`Process`] (a real server on a
 //! free port that can be killed, paused and restarted), [`Faulty`] (a broker that misbehaves on demand), [`Scripted`] (a
