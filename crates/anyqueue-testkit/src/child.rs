@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyqueue_core::{
     BoxError, Broker, ConnectOptions, ConsumeOptions, Consumer, Delivery, Driver, QueueName, Result, Settlement, Settler,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getppid, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{ChildStdin, ChildStdout, Command};
 
@@ -229,10 +229,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Works for good: reserves and settles, and says of each number that it tries to and that the broker took it.
+    /// Works until it is killed: reserves and settles, and says of each number that it tries to and that the broker took it.
     async fn work(&mut self, queue: &QueueName) -> Result<()> {
         let max = NonZeroUsize::new(4).expect("four is not zero");
-        loop {
+        let parent = getppid();
+        // Nobody is left to end a child whose parent was killed.
+        while getppid() == parent {
             self.reserve(queue, max, Duration::from_secs(1)).await?;
             for (settler, delivery) in self.kept.drain(..) {
                 let number = Sample::number(&delivery).unwrap_or(u64::MAX);
@@ -242,5 +244,6 @@ impl Worker {
                 }
             }
         }
+        Ok(())
     }
 }
