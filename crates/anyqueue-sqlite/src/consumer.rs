@@ -20,6 +20,9 @@ use crate::writer::Job;
 /// Tasks that one claim takes at most.
 pub(crate) const MOST: usize = 1024;
 
+/// How long a claim waits for a lock at least: without a wait too, a neighbour's transaction is no reason to fail.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// What a claim found. Dropped with tasks in it, it gives them back: wherever an answer gets lost, no task does.
 #[derive(Debug)]
 struct Claimed {
@@ -96,13 +99,15 @@ impl SqliteConsumer {
         Self { gate, queue, options, changes, pending: None, buffer: None }
     }
 
-    fn ask(&mut self, max: NonZeroUsize) {
+    /// Asks the writing thread. Where another process holds the lock, the answer comes little later than the wait allows.
+    fn ask(&mut self, max: NonZeroUsize, wait: Duration) {
         let most = NonZeroUsize::new(self.options.prefetch.clamp(1, MOST)).expect("at least 1");
         let claim = Claim { queue: self.queue.clone(), max: max.min(most), priorities: self.options.priorities.clone() };
         let (reply, answer) = oneshot::channel();
         let asked = self.gate.shared.clock.now();
         let gate = self.gate.clone();
-        self.gate.shared.submit(Box::new(ClaimJob { claim, taken: Vec::new(), next: None, gate, reply }));
+        let job = Box::new(ClaimJob { claim, taken: Vec::new(), next: None, gate, reply });
+        self.gate.shared.submit(job, wait.max(PATIENCE));
         self.pending = Some((answer, asked));
     }
 
@@ -156,7 +161,7 @@ impl Consumer for SqliteConsumer {
             if self.pending.is_none() {
                 // Before the claim: what comes after it must be noticed.
                 self.changes.mark_unchanged();
-                self.ask(max);
+                self.ask(max, wait);
             }
             let (answer, asked) = self.pending.as_mut().expect("asked above");
             let asked = *asked;

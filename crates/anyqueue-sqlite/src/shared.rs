@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyqueue_core::{Clock, Error, ErrorKind, Result};
 use rusqlite::Connection;
@@ -89,9 +89,11 @@ impl Shared {
         (last && self.writer.send(Message::Stop(done)).is_ok()).then_some(closed)
     }
 
-    /// Hands a job to the writing thread. Where that has ended, the job is dropped, and its answer with it.
-    pub(crate) fn submit(&self, job: Box<dyn Job>) {
-        let _ = self.writer.send(Message::Job(job, Instant::now() + self.config.busy_timeout));
+    /// Hands a job to the writing thread, to be given up after a time if another process keeps the lock. Where the
+    /// thread has ended, the job is dropped, and its answer with it.
+    pub(crate) fn submit(&self, job: Box<dyn Job>, patience: Duration) {
+        let until = Instant::now() + patience.min(self.config.busy_timeout);
+        let _ = self.writer.send(Message::Job(job, until));
     }
 
     /// Does something inside a transaction, together with whatever else waits to be written.
@@ -101,7 +103,7 @@ impl Shared {
         F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        self.submit(Box::new(Call { run, value: None, weight, durable, reply }));
+        self.submit(Box::new(Call { run, value: None, weight, durable, reply }), self.config.busy_timeout);
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
@@ -111,7 +113,7 @@ impl Shared {
         F: FnMut(&mut Tx<'_>) -> Result<(), Fault> + Send + 'static,
     {
         let (reply, _) = oneshot::channel();
-        self.submit(Box::new(Call { run, value: None, weight, durable: false, reply }));
+        self.submit(Box::new(Call { run, value: None, weight, durable: false, reply }), self.config.busy_timeout);
     }
 
     /// Looks at the file, on a thread that may wait for the disk.

@@ -1,5 +1,7 @@
 //! What is left after the last broker of a file: one file, no threads. Alone in its process, since it counts threads.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! What goes wrong with files: a clear error, nothing lost, and work goes on when the cause is gone.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,7 @@
 //! What an operator does to many tasks holds nobody up.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::{Duration, Instant};

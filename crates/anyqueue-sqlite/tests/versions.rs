@@ -1,5 +1,7 @@
 //! Files of earlier and later versions, and of other programs.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use anyqueue_core::{Create, ErrorKind, Paused};

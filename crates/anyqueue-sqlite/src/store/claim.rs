@@ -78,7 +78,10 @@ impl Claim {
     /// Looks without a lock: whether there is nothing to reserve, and when to look again.
     pub(crate) fn nothing(&self, tx: &mut Tx<'_>) -> Result<Option<Due>, Fault> {
         let Some(queue) = tx.queue(&self.queue)? else { return Ok(Some(None)) };
-        let (ready, due) = look(tx.db, queue, &self.priorities)?;
+        let (ready, due) = match paused_until(tx.db, queue)?.filter(|until| *until > tx.now) {
+            Some(until) => (false, Some(until)),
+            None => look(tx.db, queue, &self.priorities)?,
+        };
         let waits = !ready && due.is_none_or(|due| due > tx.now);
         Ok(waits.then_some(due))
     }

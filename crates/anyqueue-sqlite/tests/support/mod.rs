@@ -1,7 +1,7 @@
 //! What the tests of this crate share: a clock, a file in a temp folder, tasks.
 
 // Each test file is a program of its own and uses a part.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::num::NonZeroUsize;
 use std::path::Path;
