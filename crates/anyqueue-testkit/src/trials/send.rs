@@ -57,8 +57,16 @@ pub(super) async fn c02_a_closed_broker_says_so(rig: &Rig) -> Outcome {
     let (broker, queue, _) = rig.open("closed").await?;
     let mut consumer = consume(&*broker, &queue).await?;
     broker.ping().await?;
-    broker.close().await?;
-    broker.close().await?;
+    let began = rig.now();
+    let closing = async {
+        rig.pass(Duration::from_millis(100)).await;
+        broker.close().await?;
+        broker.close().await
+    };
+    let (under_way, closed) = tokio::join!(reserve(&mut *consumer, 1, Duration::from_secs(60)), closing);
+    closed?;
+    assert!(under_way.map_or_else(|e| e.kind() == ErrorKind::Closed, |got| got.is_empty()));
+    assert!(rig.now().since(began) < Duration::from_secs(5), "a reserve goes on waiting on a closed broker");
     let task: Envelope = Sample::new(0).envelope();
     let error = broker.send(&queue, &[task]).await.remove(0).expect_err("a closed broker takes nothing");
     assert_eq!((error.kind(), error.effect()), (ErrorKind::Closed, Effect::None), "{error}");
