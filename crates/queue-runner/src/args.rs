@@ -142,15 +142,15 @@ pub(crate) enum Command {
         #[arg(long, default_value = "ready")]
         state: State,
         /// How many at most.
-        #[arg(long, value_name = "N", default_value_t = 10)]
-        limit: usize,
+        #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
     },
     /// Show held tasks with their reasons, longest held first.
     Held {
         queue: String,
         /// How many at most.
-        #[arg(long, value_name = "N", default_value_t = 100)]
-        limit: usize,
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
     },
     /// Make held tasks ready.
     #[command(group = ArgGroup::new("which").args(["ids", "first", "all"]).required(true))]

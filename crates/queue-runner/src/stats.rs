@@ -10,6 +10,9 @@ use serde_json::json;
 use crate::context::Context;
 use crate::failure::{Result, of_many};
 
+/// Looking more often would be work for the broker that nobody can follow.
+const SHORTEST: Duration = Duration::from_millis(50);
+
 pub(crate) async fn run(context: &mut Context<'_>, names: &[String], every: Option<Duration>) -> Result<u8> {
     let names = context.chosen(names)?;
     let queues = context.connect().await?;
@@ -24,7 +27,7 @@ pub(crate) async fn run(context: &mut Context<'_>, names: &[String], every: Opti
         if context.out.is_closed() {
             return Ok(0);
         }
-        tokio::time::sleep(every).await;
+        tokio::time::sleep(every.max(SHORTEST)).await;
     }
 }
 

@@ -44,6 +44,7 @@ fn kick_takes_a_number_or_all() {
     let held = place.run(&["held", "default", "--json", "--limit", "130"]).json();
     assert_eq!(held.len(), 130, "more than a page");
     place.run(&["held", "default", "--limit", "10"]).says("and more");
+    place.run(&["held", "default", "--limit", "0"]).ends_with(2);
     let kicked = place.run(&["kick", "default", "--first", "20", "--json"]).json();
     assert_eq!(kicked[0]["kicked"], 20);
     place.run(&["kick", "default", "--all"]).says("kicked 130 tasks");
