@@ -28,7 +28,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         key: "cache",
         default: "16777216",
-        help: "memory for pages of the file, in bytes per connection",
+        help: "memory for pages of the file, in bytes, of the connection that writes",
         per_queue: false,
     },
 ];
@@ -44,7 +44,7 @@ pub(crate) struct Config {
     pub(crate) busy_timeout: Duration,
     /// The largest body, in bytes.
     pub(crate) max_payload: u64,
-    /// Page cache of each connection, in bytes.
+    /// Page cache of the connection that writes, in bytes.
     pub(crate) cache: u64,
     /// Whether a missing file or queue is made.
     pub(crate) create: bool,

@@ -45,7 +45,6 @@ pub(crate) fn open_reader(path: &Path, config: &Config) -> Result<Connection> {
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         connection.busy_timeout(config.busy_timeout)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
-        connection.pragma_update(None, "cache_size", cache_size(config))?;
         connection.pragma_update(None, "query_only", true)?;
         Ok(connection)
     };

@@ -31,6 +31,7 @@ async fn what_another_process_sends_is_there_within_50_ms() {
         times.push(got.saturating_duration_since(sent));
     }
     times.sort();
+    println!("median {:?}, longest {:?}", times[20], times[39]);
     // The machine may be busy with other tests: nearly all, not all.
     assert!(times[35] < Duration::from_millis(50), "{times:?}");
 }
