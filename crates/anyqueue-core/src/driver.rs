@@ -30,8 +30,11 @@ pub struct Driver {
     /// What it can do before anything is known of the server: what the table shows.
     pub capabilities: Capabilities,
     /// Connects.
-    pub connect: fn(ConnectOptions) -> BoxFuture<'static, Result<Arc<dyn Broker>>>,
+    pub connect: fn(ConnectOptions) -> Connecting,
 }
+
+/// A connection being made.
+pub type Connecting = BoxFuture<'static, Result<Arc<dyn Broker>>>;
 
 impl fmt::Debug for Driver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -65,10 +65,8 @@ impl Requirements {
             problems.push(format!("a TTR of {} is above the broker's {}", show(self.ttr), show(limits.max)));
         }
         if let Some(reserved) = self.reserved {
-            if self.strict {
-                if let Some(caveat) = capabilities.touch.caveat() {
-                    problems.push(format!("touch is emulated and the settings say strict: {caveat}"));
-                }
+            if let Some(caveat) = capabilities.touch.caveat().filter(|_| self.strict) {
+                problems.push(format!("touch is emulated and the settings say strict: {caveat}"));
             }
             if let Some(max) = capabilities.touch.limits().filter(|max| reserved > *max) {
                 problems.push(format!(

@@ -178,6 +178,9 @@ impl Wire {
                 let bytes = Bytes::from(BASE64.decode(inner.base64.as_bytes())?);
                 if encoding == "base64" { Data::Binary(bytes) } else { Data::Unreadable(bytes) }
             }
+            (Some(encoding @ ("base64" | "unreadable")), None) => {
+                return Err(format!("data_encoding is `{encoding}` and there is no `data`").into());
+            }
             (Some(other), _) => return Err(format!("data_encoding `{other}` is not known; known: `json`, `base64`").into()),
         };
         Ok(Self {

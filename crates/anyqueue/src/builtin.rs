@@ -17,7 +17,7 @@ pub fn test_queue() -> Queue {
 async fn test(task: Task<Value>) -> Outcome {
     let text = |key: &str| task.data.get(key).and_then(Value::as_str);
     let message = text("message").unwrap_or_default();
-    tracing::info!(queue = task.queue(), id = %task.id(), attempt = task.attempt(), message, "test");
+    tracing::info!("{message}");
     if let Some(seconds) = task.data.get("sleep").and_then(Value::as_f64) {
         tokio::time::sleep(Duration::try_from_secs_f64(seconds).unwrap_or_default()).await;
     }

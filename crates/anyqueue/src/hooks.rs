@@ -50,6 +50,7 @@ impl AttemptInfo {
 type Before = dyn Fn(&AttemptInfo) + Send + Sync;
 type After = dyn Fn(&AttemptInfo, &Verdict, Duration) + Send + Sync;
 type OnError = dyn Fn(&AttemptInfo, &str) + Send + Sync;
+type OnChange = dyn Fn(&AttemptInfo, &Verdict) + Send + Sync;
 type OnNotice = dyn Fn(&AttemptInfo, u32) + Send + Sync;
 
 /// The hooks of a runner.
@@ -59,7 +60,7 @@ pub struct Hooks {
     after: Option<Arc<After>>,
     error: Option<Arc<OnError>>,
     notice: Option<Arc<OnNotice>>,
-    change: Option<Arc<dyn Fn(&AttemptInfo, &Verdict) + Send + Sync>>,
+    change: Option<Arc<OnChange>>,
 }
 
 impl Hooks {

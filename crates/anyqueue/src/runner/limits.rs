@@ -31,10 +31,10 @@ fn reached(shared: &Shared, limits: &RunnerSettings, elapsed: Duration) -> Optio
     if let Some(time) = limits.max_time.filter(|time| elapsed >= *time) {
         return Some(format!("its time limit of {}", anyqueue_core::time::show(time)));
     }
-    if let (Some(limit), Some(used)) = (limits.memory_limit, resident_bytes()) {
-        if used > limit {
-            return Some(format!("its memory limit: {used} bytes are in use, {limit} are allowed"));
-        }
+    if let (Some(limit), Some(used)) = (limits.memory_limit, resident_bytes())
+        && used > limit
+    {
+        return Some(format!("its memory limit: {used} bytes are in use, {limit} are allowed"));
     }
     let cycles = limits.max_idle_cycles?;
     let state = shared.state();

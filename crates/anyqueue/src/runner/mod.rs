@@ -22,6 +22,7 @@ use anyqueue_core::{DeliveryFilter, PriorityRange, Result};
 
 pub(crate) use attempt::{Attempt, Ran, run as run_attempt};
 pub use decide::Verdict;
+#[cfg(feature = "memory")]
 pub(crate) use decide::{cancelled, returned, undecodable};
 pub use finish::{Finished, Why};
 pub use handle::{Progress, RunnerHandle};

@@ -13,7 +13,6 @@ use super::attempt::Attempt;
 use super::decide::{self, Decision, Verdict};
 use super::health;
 use super::shared::{Shared, Watched};
-use crate::policy::Lease;
 
 /// An idle reserve waits so long before it looks again: a safety net, since wake-ups are pushed.
 const IDLE: Duration = Duration::from_secs(30);
@@ -35,10 +34,10 @@ pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: 
             }
         }
     }
-    if let Some(consumer) = consumer {
-        if let Err(e) = consumer.close().await {
-            tracing::warn!(queue = watched.name().as_str(), error = chain(&e), "cannot give back what was fetched");
-        }
+    if let Some(consumer) = consumer
+        && let Err(e) = consumer.close().await
+    {
+        tracing::warn!(queue = watched.name().as_str(), error = chain(&e), "cannot give back what was fetched");
     }
     shared.activity.notify_one();
 }
@@ -86,9 +85,16 @@ async fn reserve(
     if count > 0 {
         take_in(shared, watched, consumer.settler(), deliveries).await;
     } else if shared.drain {
-        shared.state().found_empty(watched.lane, settled);
+        // What was settled while the reserve was under way rang then, and its ring is gone: look again.
+        let current = {
+            let mut state = shared.state();
+            state.found_empty(watched.lane, settled);
+            state.settled == settled
+        };
         shared.activity.notify_one();
-        watched.wanted.notified().await;
+        if current {
+            watched.wanted.notified().await;
+        }
     }
     Ok(Some(count))
 }
@@ -104,18 +110,9 @@ async fn connect(watched: &Watched, priorities: &PriorityRange, prefetch: usize,
     broker.consume(watched.name(), options).await
 }
 
-/// What the settings of a queue ask of its broker.
+/// What the settings of a queue ask of its broker, for the priorities that this worker takes.
 pub(crate) fn requirements(watched: &Watched, priorities: &PriorityRange, strict: bool) -> Requirements {
-    let policies = || watched.workers.values().map(|worker| &worker.policy).chain([&watched.settings.policy]);
-    let renewed = policies().filter(|policy| policy.lease == Lease::Auto).filter_map(|policy| policy.time_limit).max();
-    let ttrs = watched.settings.workers.values().filter_map(|worker| worker.ttr);
-    Requirements {
-        priorities: priorities.clone(),
-        ttr: ttrs.chain([watched.settings.ttr]).max().unwrap_or(watched.settings.ttr),
-        reserved: renewed,
-        delay: policies().map(|policy| policy.backoff.max).chain([watched.settings.delay]).max().unwrap_or_default(),
-        strict,
-    }
+    Requirements { priorities: priorities.clone(), ..watched.settings.requirements(strict) }
 }
 
 /// Notes a failure and waits. False if no further try can help.

@@ -1,0 +1,324 @@
+//! The facade against brokers that misbehave: down, slow, forgetful; and against tasks that kill their workers.
+#![cfg(feature = "memory")]
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use anyqueue::testing::{all_sent, drain, queues};
+use anyqueue::{Drivers, NewTask, Outcome, Queue, QueueName, Queues, Runner, Settings, Task, TestClock};
+use anyqueue_core::{
+    Broker, Bytes, Capabilities, ConnectOptions, ConsumeOptions, Driver, Error, Figure, NativeFacts, Settlement, Support, Wire,
+};
+use anyqueue_testkit::{Faults, Faulty, Record, Scripted, Verb};
+use serde_json::json;
+
+/// Brokers made by tests, by the path of the URL that finds them.
+static BROKERS: LazyLock<Mutex<HashMap<String, Arc<dyn Broker>>>> = LazyLock::new(Mutex::default);
+
+const DRIVER: Driver = Driver {
+    name: "staged",
+    schemes: &["staged"],
+    summary: "a broker that a test has made",
+    example: "staged:name",
+    options: &[],
+    capabilities: Capabilities::FULL,
+    connect: |options: ConnectOptions| {
+        Box::pin(async move {
+            let found = BROKERS.lock().unwrap().get(&options.url.path).cloned();
+            found.ok_or_else(|| Error::unavailable("connection refused"))
+        })
+    },
+};
+
+/// Queues `q` on a staged broker, and `other` on the memory broker.
+async fn staged(name: &str, broker: Option<Arc<dyn Broker>>, clock: TestClock) -> Queues {
+    if let Some(broker) = broker {
+        BROKERS.lock().unwrap().insert(name.into(), broker);
+    }
+    let text = format!(
+        "default_broker = \"staged\"\n[brokers.staged]\nurl = \"staged:{name}\"\nsend_timeout = \"5s\"\n[brokers.memory]\nurl = \"memory:\"\n\
+         [queues.q]\nttr = 10\n[queues.other]\nbroker = \"memory\"\n"
+    );
+    let drivers = Drivers::enabled().with(&DRIVER);
+    let settings = Settings::builder().text("test", &text).environment([]).drivers(drivers).load().unwrap();
+    Queues::builder(settings).clock(clock).connect().await.unwrap()
+}
+
+fn q() -> QueueName {
+    QueueName::new("q").unwrap()
+}
+
+fn counting(name: &str, count: &Arc<AtomicUsize>) -> Queue {
+    let count = count.clone();
+    let queue = Queue::new(name, ()).worker("w", move |_, _: Task<u32>| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async {}
+    });
+    queue.into()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_down_stops_no_other_and_is_taken_back() {
+    let queues = staged("down", None, TestClock::start()).await;
+    queues.queue("other").unwrap().send(NewTask::new("w", &1)).await.unwrap();
+    let (q_runs, other_runs) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let runner = Runner::new(queues.clone()).queue(counting("q", &q_runs)).queue(counting("other", &other_runs));
+    let handle = runner.handle();
+    let run = tokio::spawn(runner.run());
+    while other_runs.load(Ordering::SeqCst) == 0 || handle.health().iter().all(|queue| queue.failures < 3) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let health = handle.health();
+    let down = health.iter().find(|queue| queue.queue == "q").unwrap();
+    assert!(down.error.as_deref().unwrap().contains("connection refused") && down.last_answer.is_none(), "{down:?}");
+    assert_eq!(health.iter().find(|queue| queue.queue == "other").unwrap().failures, 0);
+
+    let back = Scripted::new(Arc::new(TestClock::start()));
+    back.feed(&q(), &queues.prepare("q", NewTask::new("w", &1)).unwrap());
+    BROKERS.lock().unwrap().insert("down".into(), Arc::new(back.clone()));
+    while q_runs.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(handle.health().iter().map(|queue| queue.failures).sum::<u32>(), 0);
+    handle.stop();
+    run.await.unwrap().unwrap();
+    assert_eq!(back.settled().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sending_to_a_broker_that_is_down_gives_up_with_a_clear_error() {
+    let queues = staged("nobody", None, TestClock::start()).await;
+    let started = tokio::time::Instant::now();
+    let error = queues.queue("q").unwrap().send(NewTask::new("w", &1)).await.unwrap_err();
+    assert!(started.elapsed() >= Duration::from_secs(3) && started.elapsed() <= Duration::from_secs(6));
+    let text = error.to_string();
+    assert!(text.contains("connection refused") && text.contains("queue q") && text.contains("gave up after 5s"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrent_sends_share_requests() {
+    let scripted = Scripted::new(Arc::new(TestClock::start()));
+    scripted.set_latency(Duration::from_millis(10));
+    let queues = staged("burst", Some(Arc::new(scripted.clone())), TestClock::start()).await;
+    let started = tokio::time::Instant::now();
+    let sender = queues.queue("q").unwrap();
+    let sends = (0..500).map(|n| {
+        let sender = sender.clone();
+        tokio::spawn(async move { sender.send(NewTask::new("w", &n)).await })
+    });
+    for send in sends.collect::<Vec<_>>() {
+        send.await.unwrap().unwrap();
+    }
+    assert_eq!(scripted.sent().len(), 500);
+    assert!(
+        started.elapsed() <= Duration::from_millis(100),
+        "500 sends took {:?}: each had a request of its own",
+        started.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_broker_cannot_do_is_refused_at_the_start_all_at_once() {
+    let scripted = Scripted::new(Arc::new(TestClock::start()));
+    let hold = Support::Needs((), "a task log");
+    let ranges = Support::Needs((), "`bands = […]`");
+    scripted.set_capabilities(Capabilities { hold, priority_ranges: ranges, ..Capabilities::FULL });
+    let queues = staged("poor", Some(Arc::new(scripted)), TestClock::start()).await;
+    let runner = Runner::new(queues).queue(counting("q", &Arc::default())).priorities("10".parse().unwrap());
+    let error = runner.run().await.unwrap_err().to_string();
+    assert!(
+        error.contains("hold needs a task log") && error.contains("taking priorities 10 only needs `bands = […]`"),
+        "{error}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_is_stored_again_and_again_until_the_lease_is_over_and_then_it_counts_for_nothing() {
+    let scripted = Scripted::new(Arc::new(TestClock::start()));
+    let queues = staged("forgetful", Some(Arc::new(scripted.clone())), TestClock::start()).await;
+    scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &1)).unwrap());
+    scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &2)).unwrap());
+    (0..3).for_each(|_| scripted.fail_next(Verb::Settle, Error::unavailable("reset")));
+    let runs = Arc::new(AtomicUsize::new(0));
+    let runner = Runner::new(queues.clone()).queue(counting("q", &runs)).slots(1);
+    let handle = runner.handle();
+    let run = tokio::spawn(runner.run());
+    while handle.progress().done < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!((scripted.settled().len(), runs.load(Ordering::SeqCst)), (2, 2));
+    // Now the broker is away for longer than the lease.
+    (0..1000).for_each(|_| scripted.fail_next(Verb::Settle, Error::unavailable("reset")));
+    scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &3)).unwrap());
+    while handle.progress().late < 1 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    handle.stop();
+    run.await.unwrap().unwrap();
+    assert_eq!(scripted.settled().len(), 2, "past the local deadline nothing is sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_cancels_the_attempt_and_nothing_is_sent() {
+    let scripted = Scripted::new(Arc::new(TestClock::start()));
+    let queues = staged("stolen", Some(Arc::new(scripted.clone())), TestClock::start()).await;
+    scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &1)).unwrap());
+    scripted.fail_next(Verb::Touch, Error::lease_lost());
+    let handler = Queue::new("q", ()).worker("w", |_, task: Task<u32>| async move {
+        task.cancelled().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(task.data > 1000, "a cancelled handler is dropped");
+    });
+    let runner = Runner::new(queues).queue(handler);
+    let handle = runner.handle();
+    let run = tokio::spawn(runner.run());
+    while handle.progress().late == 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    handle.stop();
+    run.await.unwrap().unwrap();
+    assert!(scripted.settled().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_are_renewed_in_batches_well_before_they_end() {
+    let scripted = Scripted::new(Arc::new(TestClock::start()));
+    let queues = staged("renewed", Some(Arc::new(scripted.clone())), TestClock::start()).await;
+    for n in 0..5 {
+        scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &n)).unwrap());
+    }
+    let handler = Queue::new("q", ()).worker("w", |_, _: Task<u32>| tokio::time::sleep(Duration::from_secs(60)));
+    let runner = Runner::new(queues).queue(handler).slots(5);
+    let handle = runner.handle();
+    let run = tokio::spawn(runner.run());
+    while handle.progress().done < 5 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    handle.stop();
+    run.await.unwrap().unwrap();
+    let touched: Vec<_> = scripted.records().into_iter().filter(|(_, record)| matches!(record, Record::Touched(..))).collect();
+    let moments: std::collections::BTreeSet<_> = touched.iter().map(|(at, _)| at.elapsed_since_origin().as_secs()).collect();
+    // A TTR of 10 s is renewed about every third of it, all five at once.
+    assert!((14..=20).contains(&moments.len()) && touched.len() >= 5 * 14, "{} touches at {moments:?}", touched.len());
+}
+
+fn redelivered(queues: &Queues, scripted: &Scripted, body: Bytes) {
+    let native = NativeFacts { redeliveries: Figure::Exact(1), ..NativeFacts::default() };
+    scripted.feed_raw(&q(), body, native, queues.settings().queue("q").unwrap().ttr);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redelivered_task_is_marked_first_and_held_when_workers_died_with_it_alone() {
+    let scripted = Scripted::new(Arc::new(TestClock::start()));
+    let queues = staged("poison", Some(Arc::new(scripted.clone())), TestClock::start()).await;
+    let runs = Arc::new(AtomicUsize::new(0));
+    let runner = Runner::new(queues.clone()).queue(counting("q", &runs));
+    let handle = runner.handle();
+    let run = tokio::spawn(runner.run());
+    let mut body = queues.prepare("q", NewTask::new("w", &1)).unwrap().body;
+    // The first death proves nothing; three on probation do.
+    for crashed in [0, 1, 2] {
+        redelivered(&queues, &scripted, body.clone());
+        let settled = async {
+            while scripted.settled().len() <= crashed {
+                tokio::time::sleep(Duration::from_millis(10)).await
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), settled).await.unwrap();
+        let (_, settlement) = scripted.settled().pop().unwrap();
+        let Settlement::Retry(next) = settlement else { panic!("{settlement:?}") };
+        let wire = Wire::read(&next.body).unwrap();
+        assert_eq!((wire.probation, wire.crashed as usize, wire.failed), (true, crashed, 0));
+        body = next.body;
+    }
+    redelivered(&queues, &scripted, body);
+    while handle.progress().held == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    handle.stop();
+    run.await.unwrap().unwrap();
+    let (_, settlement) = scripted.settled().pop().unwrap();
+    let Settlement::Hold(_, reason) = settlement else { panic!("{settlement:?}") };
+    assert_eq!((reason.as_str(), runs.load(Ordering::SeqCst)), ("3 workers died while running this task", 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_on_probation_runs_alone_in_its_process() {
+    let queues = queues(["q"]).await;
+    let sender = queues.queue("q").unwrap();
+    for n in 0..20 {
+        sender.send(NewTask::new("w", &n).ttr(Duration::from_secs(5))).await.unwrap();
+    }
+    // Another worker reserves six and dies.
+    let broker = queues.broker(&q()).await.unwrap();
+    let mut consumer = broker.consume(&q(), ConsumeOptions::default()).await.unwrap();
+    let taken = consumer.reserve(NonZeroUsize::new(6).unwrap(), Duration::ZERO).await.unwrap();
+    assert_eq!(taken.len(), 6);
+    std::mem::forget(consumer);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+
+    let (running, most, beside) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (now, peak, wrong) = (running.clone(), most.clone(), beside.clone());
+    let handler = Queue::new("q", ()).worker("w", move |_, task: Task<u32>| {
+        let (now, peak, wrong) = (now.clone(), peak.clone(), wrong.clone());
+        async move {
+            let count = now.fetch_add(1, Ordering::SeqCst) + 1;
+            peak.fetch_max(count, Ordering::SeqCst);
+            let alone = task.data < 6;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if alone && now.load(Ordering::SeqCst) != 1 {
+                wrong.fetch_add(1, Ordering::SeqCst);
+            }
+            now.fetch_sub(1, Ordering::SeqCst);
+        }
+    });
+    let progress = drain(&queues, [handler.into()]).await.unwrap();
+    assert_eq!((progress.done, beside.load(Ordering::SeqCst)), (20, 0));
+    assert!(most.load(Ordering::SeqCst) > 1, "the others run side by side");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_lost_on_a_broker_that_duplicates_forgets_and_fails() {
+    let clock = TestClock::start();
+    let text = "[brokers.default]\nurl = \"memory:chaos\"\n[queues.q]\n";
+    let plain = Settings::builder().text("test", text).environment([]).load().unwrap();
+    let inner = Queues::builder(plain).clock(clock).connect().await.unwrap();
+    let faulty = Faulty::new(inner.broker(&q()).await.unwrap(), Arc::new(clock), 7);
+    let queues = staged("chaos", Some(Arc::new(faulty.clone())), clock).await;
+    let faults = Faults {
+        duplicate: 0.05,
+        lose_settle: 0.1,
+        hide_settle: 0.1,
+        hide_send: 0.1,
+        fail: 0.1,
+        lose_touch: 0.05,
+        ..Faults::default()
+    };
+    faulty.set(faults);
+    let runs: Arc<Vec<AtomicUsize>> = Arc::new((0..300).map(|_| AtomicUsize::new(0)).collect());
+    let counted = runs.clone();
+    let handler = Queue::new("q", ()).worker("w", move |_, task: Task<usize>| {
+        counted[task.data].fetch_add(1, Ordering::SeqCst);
+        async move { if task.data % 5 == 0 && task.attempt() == 1 { Outcome::retry() } else { Outcome::done() } }
+    });
+    let sender = queues.queue("q").unwrap();
+    for n in 0..300 {
+        sender.send(NewTask::new("w", &n)).await.unwrap();
+    }
+    let runner = Runner::new(queues.clone()).queue(handler).slots(8);
+    let handle = runner.handle();
+    let run = tokio::spawn(runner.run());
+    while !all_sent(&inner, "q").await.unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    faulty.set(Faults::default());
+    handle.stop();
+    run.await.unwrap().unwrap();
+    let missing: Vec<_> =
+        runs.iter().enumerate().filter(|(_, count)| count.load(Ordering::SeqCst) == 0).map(|(n, _)| n).collect();
+    assert!(missing.is_empty(), "never ran: {missing:?}");
+    assert_eq!(all_sent(&inner, "q").await.unwrap(), Vec::<serde_json::Value>::from([]), "{}", json!(null));
+}
