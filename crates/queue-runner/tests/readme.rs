@@ -1,4 +1,5 @@
 //! What the README shows is what there is.
+#![allow(clippy::unwrap_used, reason = "a test that meets an error fails")]
 
 mod place;
 
