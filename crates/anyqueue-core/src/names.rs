@@ -150,7 +150,8 @@ pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
     known
         .into_iter()
         .map(|name| (strsim::damerau_levenshtein(&lower, &name.to_lowercase()), name))
-        .filter(|(distance, name)| *distance <= usize::from(name.len() > 2) + name.len() / 4)
+        // Near, and not another name altogether: of one letter nothing would be left.
+        .filter(|(distance, name)| *distance <= 1 + name.len() / 4 && *distance < name.len().max(typed.len()))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)
 }
@@ -191,6 +192,7 @@ mod tests {
     #[test]
     fn a_mistyped_name_finds_its_neighbour() {
         assert_eq!(nearest("priorty", ["priority", "delay"]), Some("priority"));
+        assert_eq!((nearest("qq", ["q"]), nearest("c", ["a"])), (Some("q"), None));
         assert_eq!(nearest("zzz", ["priority", "delay"]), None);
         assert_eq!(suggest("dealy", ["priority", "delay"]), "did you mean `delay`? Known: `priority`, `delay`");
     }

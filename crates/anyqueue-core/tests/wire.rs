@@ -1,4 +1,5 @@
 //! The wire form: files that must not change, and any payload there and back.
+#![allow(clippy::unwrap_used, reason = "a test that meets an error fails")]
 
 use std::time::Duration;
 

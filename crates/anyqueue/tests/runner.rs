@@ -1,4 +1,5 @@
 //! The runner with real threads and real time: blocking handlers, stopping, strategies, shares, hooks, child processes.
+#![allow(clippy::unwrap_used, reason = "a test that meets an error fails")]
 #![cfg(feature = "memory")]
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -344,7 +345,9 @@ async fn many_senders_and_workers_lose_and_double_nothing() {
     let counted = seen.clone();
     let handler = Queue::new("q", ()).worker("w", move |_, task: Task<usize>| {
         counted[task.data].fetch_add(1, Ordering::SeqCst);
-        async move { if task.data % 7 == 0 && task.attempt() == 1 { Outcome::retry_in(Duration::ZERO) } else { Outcome::done() } }
+        async move {
+            if task.data.is_multiple_of(7) && task.attempt() == 1 { Outcome::retry_in(Duration::ZERO) } else { Outcome::done() }
+        }
     });
     let runner = Runner::new(queues.clone()).queue(handler).slots(16);
     let handle = runner.handle();
@@ -366,6 +369,6 @@ async fn many_senders_and_workers_lose_and_double_nothing() {
     handle.stop();
     assert_eq!(run.await.unwrap().unwrap().unstored, 0);
     for (n, count) in seen.iter().enumerate() {
-        assert_eq!(count.load(Ordering::SeqCst), if n % 7 == 0 { 2 } else { 1 }, "task {n}");
+        assert_eq!(count.load(Ordering::SeqCst), if n.is_multiple_of(7) { 2 } else { 1 }, "task {n}");
     }
 }

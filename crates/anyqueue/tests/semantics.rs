@@ -1,4 +1,5 @@
 //! What a worker's outcome does to its task, on the memory broker with a clock that stands still until nothing is left to do.
+#![allow(clippy::unwrap_used, reason = "a test that meets an error fails")]
 #![cfg(feature = "memory")]
 
 use std::sync::atomic::{AtomicU32, Ordering};
