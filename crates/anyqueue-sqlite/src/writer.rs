@@ -112,10 +112,13 @@ impl Writer {
         loop {
             let first = match self.inbox.recv_timeout(IDLE) {
                 Ok(message) => message,
-                Err(RecvTimeoutError::Timeout) => match self.idle() {
-                    Ok(message) => message,
-                    Err(_) => break,
-                },
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tidy();
+                    match self.inbox.recv() {
+                        Ok(message) => message,
+                        Err(_) => break,
+                    }
+                }
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             let mut jobs = Vec::new();
@@ -128,18 +131,6 @@ impl Writer {
             }
         }
         self.close();
-    }
-
-    /// Nothing came for a while: tidies up, then waits without a limit.
-    fn idle(&mut self) -> Result<Message, std::sync::mpsc::RecvError> {
-        while self.tidy() {
-            match self.inbox.recv_timeout(Duration::from_millis(20)) {
-                Ok(message) => return Ok(message),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(std::sync::mpsc::RecvError),
-            }
-        }
-        self.inbox.recv()
     }
 
     fn gather(&self, first: Message, jobs: &mut Waiting) -> Option<oneshot::Sender<()>> {
@@ -257,10 +248,11 @@ impl Writer {
         Ok(())
     }
 
-    /// Gives pages that a drained backlog left behind back to the file system, a few at a time. Says whether there are more.
-    fn tidy(&mut self) -> bool {
-        let Some(open) = &self.open else { return false };
-        schema::shrink(&open.connection).unwrap_or(false)
+    /// Nothing came for a while: gives the room of a drained backlog back. Where another process is at work, it can wait.
+    fn tidy(&self) {
+        if let Some(open) = &self.open {
+            let _ = schema::shrink(&open.connection);
+        }
     }
 
     /// Writes the log back into the file, so that a closed file is one file. Others may still use it: then they will do so.
