@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyqueue_core::{Data, Result, TaskId, Wire};
 use bytes_of::BytesOf;
@@ -152,6 +152,11 @@ impl<T> Task<T> {
     /// How long a reservation lasts.
     pub fn ttr(&self) -> Duration {
         self.attempt.incoming.ttr
+    }
+
+    /// When the lease ends, unless it is renewed before.
+    pub fn deadline(&self) -> SystemTime {
+        self.attempt.clock.wall() + self.attempt.remaining()
     }
 
     /// How long the lease still lasts.

@@ -62,7 +62,9 @@ async fn synchronous_workers_leave_the_others_free_and_see_that_they_are_cancell
         send(&queues, "q", NewTask::new("slow", &n)).await;
     }
     send(&queues, "q", NewTask::new("quick", &0)).await;
+    let started = Instant::now();
     let finished = Runner::new(queues).queue(handler).slots(5).drain().run().await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(10), "the keeper slept over the time limit: {:?}", started.elapsed());
     assert_eq!((saw.load(Ordering::SeqCst), quick.load(Ordering::SeqCst)), (4, 1));
     assert_eq!((finished.progress.held, finished.progress.done), (4, 1));
 }
@@ -187,8 +189,7 @@ async fn order(strategy: &str) -> String {
     };
     let finished = Runner::new(queues).queue(noting("a")).queue(noting("b")).drain().run().await.unwrap();
     assert_eq!(finished.progress.done, 600);
-    let order = order.lock().unwrap().clone();
-    order
+    std::mem::take(&mut *order.lock().unwrap())
 }
 
 #[tokio::test]
@@ -266,6 +267,18 @@ impl DeliveryFilter for Unwanted {
 }
 
 #[tokio::test]
+async fn tasks_find_their_queue_by_code_then_by_name_then_by_default() {
+    let text = "[brokers.default]\nurl = \"memory:\"\n[queues.default]\n[queues.mail]\n[queues.urgent]\n[routes]\n\"mail.*\" = \"mail\"\n";
+    let settings = Settings::builder().text("test", text).environment([]).load().unwrap();
+    let route = |task: &NewTask| task.name().ends_with("!").then(|| "urgent".to_owned());
+    let queues = Queues::builder(settings).route(route).connect().await.unwrap();
+    for (name, queue) in [("mail.welcome!", "urgent"), ("mail.welcome", "mail"), ("other", "default")] {
+        queues.send(NewTask::new(name, &1)).await.unwrap();
+        assert_eq!(all_sent(&queues, queue).await.unwrap()[0]["task"], name);
+    }
+}
+
+#[tokio::test]
 async fn a_filter_drops_what_is_not_wanted_before_any_worker_sees_it() {
     let queues = queues("[queues.q]\n").await;
     let unwanted = send(&queues, "q", NewTask::new("w", &1)).await;
@@ -295,7 +308,7 @@ async fn limits_end_a_runner_cleanly() {
         ("memory_limit = \"1KiB\"", "memory limit"),
         ("max_idle_cycles = 1", "1 idle cycles"),
     ] {
-        let settings = Settings::builder().text("test", &format!("{text}{limit}\n")).environment([]).load().unwrap();
+        let settings = Settings::builder().text("test", format!("{text}{limit}\n")).environment([]).load().unwrap();
         let started = Instant::now();
         let finished = Runner::from_settings(settings).queue(handler()).run().await.unwrap();
         assert!(finished.why.to_string().contains(word), "{limit}: {}", finished.why);

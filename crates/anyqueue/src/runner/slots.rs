@@ -29,9 +29,13 @@ async fn next(shared: &Shared, slot: usize) -> (Arc<Attempt>, Moment) {
     let rules = |attempt: &Attempt| LeaseRules::from(shared.watched[attempt.lane].policy(&attempt.incoming.wire.task));
     poll_fn(|cx| {
         let mut state = shared.state();
+        let due = state.keeper_due;
         match state.next(slot, cx.waker(), &*shared.clock, rules) {
             Some(task) => {
                 shared.ring_pump(&state, task.0.lane);
+                if state.keeper_due != due {
+                    shared.keeper.notify_one();
+                }
                 Poll::Ready(task)
             }
             None => Poll::Pending,
