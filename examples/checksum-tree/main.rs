@@ -45,7 +45,7 @@ async fn main() -> Result<ExitCode, AnyError> {
 
 async fn send(tree: &Path) -> Result<ExitCode, AnyError> {
     let queues = Queues::connect(Settings::load()?).await?;
-    let queue = queues.queue("default")?;
+    let queue = queues.queue(&queue())?;
     let files = sums::files(&tree.canonicalize()?)?;
     for batch in files.chunks(BATCH) {
         // A short time to run brings the tasks of a killed worker back soon. A file that takes longer is no problem:
@@ -62,11 +62,16 @@ async fn send(tree: &Path) -> Result<ExitCode, AnyError> {
 
 async fn work(drain: bool) -> Result<ExitCode, AnyError> {
     // Hashing keeps a core busy, so it belongs on a thread for blocking code: `worker_blocking`.
-    let sums = Queue::new("default", Sums::open()?).worker_blocking("sum", hash);
+    let sums = Queue::new(queue(), Sums::open()?).worker_blocking("sum", hash);
     let runner = Runner::from_settings(Settings::load()?).queue(sums);
     let finished = if drain { runner.drain() } else { runner }.run().await?;
     println!("{finished}");
     Ok(ExitCode::from(finished.exit_code()))
+}
+
+/// The queue to use: `default`, unless the environment names another one of queue.toml.
+fn queue() -> String {
+    std::env::var("CHECKSUM_QUEUE").unwrap_or_else(|_| "default".into())
 }
 
 /// An error here is a failed attempt: the runner tries again with back-off, and holds the task when that does not help.

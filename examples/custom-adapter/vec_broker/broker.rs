@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use anyqueue::core::time::{check_delay, check_ttr};
 use anyqueue::core::{
@@ -14,16 +14,16 @@ use super::DRIVER;
 use super::consumer::VecConsumer;
 use super::tasks::Queue;
 
-type Queues = Arc<Mutex<BTreeMap<QueueName, Arc<Queue>>>>;
+type Queues = Mutex<BTreeMap<QueueName, Arc<Queue>>>;
 
-/// The stores by name. They live as long as the process.
-static STORES: Mutex<BTreeMap<String, Queues>> = Mutex::new(BTreeMap::new());
+/// The stores by name. Each lives as long as somebody is connected to it.
+static STORES: Mutex<BTreeMap<String, Weak<Queues>>> = Mutex::new(BTreeMap::new());
 
 /// One connection to a store.
 #[derive(Debug)]
 pub(crate) struct VecBroker {
     options: ConnectOptions,
-    queues: Queues,
+    queues: Arc<Queues>,
     /// Shared with the connection's consumers.
     pub(crate) link: Arc<Link>,
 }
@@ -52,7 +52,8 @@ impl VecBroker {
             return Err(Error::config(format!("`{}` is no name of a store; write `{}`", options.url, DRIVER.example)));
         }
         let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
-        let queues = stores.entry(options.url.path.clone()).or_default().clone();
+        let queues = stores.get(&options.url.path).and_then(Weak::upgrade).unwrap_or_default();
+        stores.insert(options.url.path.clone(), Arc::downgrade(&queues));
         Ok(Self { options, queues, link: Arc::default() })
     }
 

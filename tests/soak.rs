@@ -1,0 +1,48 @@
+//! Thousands of tasks while worker processes are killed at random: nothing is lost.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::place::{Place, until};
+use crate::process::Process;
+
+const TASKS: u64 = 10_000;
+/// Each so many a task asks to be held.
+const HOLD_EACH: u64 = 500;
+const SLOTS: u64 = 8;
+const PREFETCH: u64 = 16;
+const KILLS: u64 = 12;
+
+#[test]
+fn what_was_sent_is_done_or_held_whoever_is_killed() {
+    // Kills hit tasks that did nothing wrong, again and again: they must not be held for it.
+    let keys = "ttr = 1\nmax_crashes = 100";
+    let place = Place::with(keys, &format!("[runner]\nslots = {SLOTS}\nprefetch = {PREFETCH}"));
+    let task = |n: u64| json!({"queue": place.queue, "task": "note", "data": {"n": n, "hold": n % HOLD_EACH == 0}});
+    place.send_lines((0..TASKS).map(task));
+
+    let mut workers: Vec<Process> = (0..2).map(|_| place.worker()).collect();
+    for kill in 0..KILLS {
+        // Spread over the first nine tenths of the work, wherever the worker happens to be in it.
+        let mark = (kill + 1) * TASKS * 9 / 10 / KILLS;
+        until("the workers get on", || (place.journal().len() as u64 >= mark).then_some(()));
+        let victim = workers.remove(0);
+        victim.kill();
+        workers.push(place.worker());
+    }
+    until("everything is settled", || place.stats().is_settled().then_some(()));
+    workers.into_iter().for_each(|worker| drop(worker.stop().ends_with(0)));
+
+    let mut runs = BTreeMap::<u64, u64>::new();
+    place.journal().iter().for_each(|event| *runs.entry(event.n).or_default() += 1);
+    let lost: Vec<u64> = (0..TASKS).filter(|n| !runs.contains_key(n)).collect();
+    assert!(lost.is_empty(), "lost: {lost:?}");
+    let held = place.held();
+    assert_eq!(held.len() as u64, TASKS / HOLD_EACH, "sent = done + held");
+    assert!(held.iter().all(|task| task["data"]["hold"] == true), "only those are held that asked for it: {held:#?}");
+    let twice: u64 = runs.values().map(|times| times - 1).sum();
+    println!("{TASKS} sent, {} done, {} held, 0 lost, {KILLS} kills, {twice} duplicate runs", TASKS - held.len() as u64, held.len());
+    // A killed worker leaves behind, at most, what it had reserved.
+    assert!(twice <= KILLS * (SLOTS + PREFETCH), "{twice} duplicate runs");
+}
