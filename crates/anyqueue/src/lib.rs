@@ -88,6 +88,7 @@ mod task;
 pub mod testing;
 mod trace;
 
+#[doc(inline)]
 pub use anyqueue_core as core;
 pub use anyqueue_core::{Bytes, Error, ErrorKind, PriorityRange, QueueName, Result, TaskId, priority};
 pub use builtin::test_queue;
