@@ -41,6 +41,15 @@ fn the_first_command_works_in_an_empty_folder() {
 }
 
 #[test]
+fn ci_runs_both_commands() {
+    let readme = readme();
+    let commands: Vec<&str> = readme.lines().filter_map(|line| line.strip_prefix("$ ")).collect();
+    let ci = fs::read_to_string(root().join(".ci/run")).unwrap();
+    assert!(ci.lines().any(|line| line.ends_with(commands[0])), "{} is not in .ci/run", commands[0]);
+    assert_eq!(ci.lines().last(), Some(commands[1]), "the counts of {} are the last that .ci/run prints", commands[1]);
+}
+
+#[test]
 fn the_settings_file_runs_its_program() {
     let readme = readme();
     let place = Place::with(between(&readme, "```toml\n", "```"));
