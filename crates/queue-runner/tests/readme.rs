@@ -66,6 +66,20 @@ fn the_settings_file_runs_its_program() {
 }
 
 #[test]
+fn the_settings_files_of_the_guide_are_taken() {
+    let mut taken = 0;
+    for page in fs::read_dir(root().join("crates/anyqueue/docs")).unwrap() {
+        let text = fs::read_to_string(page.unwrap().path()).unwrap();
+        for block in text.split("```toml\n").skip(1) {
+            let file = block.split("```").next().unwrap();
+            Place::with(file).run(&["--list"]).ends_with(0);
+            taken += 1;
+        }
+    }
+    assert!(taken >= 2, "only {taken} files were found in the guide");
+}
+
+#[test]
 fn the_settings_of_the_container_image_can_be_read() {
     let file = root().join("docker/queue.toml");
     let place = Place::new();
