@@ -183,6 +183,25 @@ async fn under_manual_leases_an_attempt_ends_with_its_ttr_unless_touched() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_handler_that_returns_because_its_time_is_up_has_no_result_of_its_own() {
+    let text = "[brokers.default]\nurl = \"memory:\"\n[queues.q]\nlease = \"manual\"\nttr = 10\nmax_attempts = 1\n";
+    let settings = anyqueue::Settings::builder().text("test", text).environment([]).load().unwrap();
+    let queues = Queues::builder(settings).clock(anyqueue::TestClock::start()).connect().await.unwrap();
+    let handler = Queue::new("q", ()).worker("w", |_, task: Task<bool>| async move {
+        task.cancelled().await;
+        if task.data { Ok(()) } else { Err("somebody stopped me") }
+    });
+    for fine in [true, false] {
+        queues.queue("q").unwrap().send(NewTask::new("w", &fine)).await.unwrap();
+    }
+    let progress = drain(&queues, [handler.into()]).await.unwrap();
+    assert_eq!((progress.done, progress.held), (0, 2));
+    for task in held(&queues).await {
+        assert!(task["held"]["reason"].as_str().unwrap().contains("the TTR of 10s was over"), "{task}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn tasks_without_a_worker_wait_uncounted_and_are_held_after_an_hour() {
     let queues = queues(["q"]).await;
     queues.queue("q").unwrap().send(NewTask::new("missing", &1)).await.unwrap();

@@ -191,7 +191,11 @@ pub(crate) async fn run(attempt: &Arc<Attempt>, worker: &dyn Worker) -> Ran {
     let mut caught = AssertUnwindSafe(&mut handler).catch_unwind();
     let reason = tokio::select! {
         biased;
-        result = &mut caught => return Ran::Returned(result.unwrap_or_else(|panic| panicked(&*panic))),
+        result = &mut caught => return match attempt.cancel.reason() {
+            // A handler that saw the end coming and returned for that reason has no result of its own.
+            Some(reason) => Ran::Cancelled(reason, None),
+            None => Ran::Returned(result.unwrap_or_else(|panic| panicked(&*panic))),
+        },
         reason = attempt.cancel.wait() => reason,
     };
     let rest = worker.blocks().then(|| Box::pin(AssertUnwindSafe(handler).catch_unwind().map(drop)) as BoxFuture<'static, ()>);
