@@ -29,7 +29,8 @@ fn reason(place: &Place) -> String {
 
 #[test]
 fn data_comes_on_standard_input_and_facts_in_the_environment_and_nothing_on_the_command_line() {
-    let script = "cat > data\nenv | grep ^ANYQUEUE_ | sort > env\ntr '\\0' '\\n' < /proc/$$/cmdline > line\nls -l /proc/$$/fd > open\n";
+    let script =
+        "cat > data\nenv | grep ^ANYQUEUE_ | sort > env\ntr '\\0' '\\n' < /proc/$$/cmdline > line\nls -l /proc/$$/fd > open\n";
     let place = scripted(script, "ttr = \"90s\"");
     let data = "{\"secret\":\"$(touch hacked) `id` ; é\u{2028}\",\"n\":[1,2.50]}";
     let id = place.send("work", data, &["--store", "nl; rm -rf x"]);
@@ -55,7 +56,8 @@ fn data_comes_on_standard_input_and_facts_in_the_environment_and_nothing_on_the_
 #[test]
 fn the_exit_code_is_the_outcome() {
     // The data is the exit code; a second attempt ends well.
-    let place = scripted("[ $ANYQUEUE_ATTEMPT = 2 ] && exit 0\necho because >&2\nexit $(cat)\n", "backoff = { first = \"10ms\" }");
+    let place =
+        scripted("[ $ANYQUEUE_ATTEMPT = 2 ] && exit 0\necho because >&2\nexit $(cat)\n", "backoff = { first = \"10ms\" }");
     place.send("work", "0", &[]);
     drain(&place).says("drained: 1 done\n");
     for code in ["75", "1", "126"] {

@@ -39,6 +39,6 @@ fn of_one_poison_task_and_a_hundred_good_ones_exactly_one_is_held() {
     assert_eq!(runs.len() as u64, GOOD, "a good task was lost");
     let twice: u64 = runs.values().map(|times| times - 1).sum();
     println!("{deaths} deaths, {twice} good tasks ran once more");
-    // Whoever dies takes with it, at most, what it had in its hands; it is alone in three of the four deaths.
-    assert!(twice <= 3 + 8, "{runs:?}");
+    // In three of the four deaths the task was alone, so that a good one can have been near one death at most.
+    assert!(runs.values().all(|times| *times <= 2), "{runs:?}");
 }

@@ -33,7 +33,18 @@ fn built() -> &'static Path {
             other => other,
         };
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--offline", "-p", "queue-runner", "-p", "anyqueue-examples", "--bins", "--profile", profile]);
+        cargo.args([
+            "build",
+            "--quiet",
+            "--offline",
+            "-p",
+            "queue-runner",
+            "-p",
+            "anyqueue-examples",
+            "--bins",
+            "--profile",
+            profile,
+        ]);
         cargo.arg("--target-dir").arg(folder.parent().unwrap());
         let built = cargo.current_dir(workspace()).output().unwrap();
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));

@@ -42,7 +42,11 @@ fn what_was_sent_is_done_or_held_whoever_is_killed() {
     assert_eq!(held.len() as u64, TASKS / HOLD_EACH, "sent = done + held");
     assert!(held.iter().all(|task| task["data"]["hold"] == true), "only those are held that asked for it: {held:#?}");
     let twice: u64 = runs.values().map(|times| times - 1).sum();
-    println!("{TASKS} sent, {} done, {} held, 0 lost, {KILLS} kills, {twice} duplicate runs", TASKS - held.len() as u64, held.len());
-    // A killed worker leaves behind, at most, what it had reserved, and results that were on their way.
-    assert!(twice <= KILLS * (SLOTS + PREFETCH) * 2, "{twice} duplicate runs");
+    println!(
+        "{TASKS} sent, {} done, {} held, 0 lost, {KILLS} kills, {twice} duplicate runs",
+        TASKS - held.len() as u64,
+        held.len()
+    );
+    // What a killed worker had finished and not stored yet: results go out in groups, none larger than what it had reserved.
+    assert!(twice <= KILLS * (SLOTS + PREFETCH) * 4, "{twice} duplicate runs");
 }

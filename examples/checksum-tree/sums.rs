@@ -48,7 +48,9 @@ pub(crate) fn files(folder: &Path) -> io::Result<Vec<String>> {
                 folders.push(path);
             } else if kind.is_file() {
                 let name = path.into_os_string().into_string();
-                files.push(name.map_err(|name| io::Error::other(format!("{} is not UTF-8; JSON cannot carry it", name.display())))?);
+                files.push(
+                    name.map_err(|name| io::Error::other(format!("{} is not UTF-8; JSON cannot carry it", name.display())))?,
+                );
             }
         }
     }

@@ -36,7 +36,8 @@ async fn main() -> anyqueue::Result<()> {
 }
 
 async fn work(queues: &Queues, addresses: &Addresses) -> anyqueue::Result<()> {
-    let orders = Queue::new("default", addresses.clone()).worker("deliver", |addresses, task| async move { deliver(&addresses, &task) });
+    let orders =
+        Queue::new("default", addresses.clone()).worker("deliver", |addresses, task| async move { deliver(&addresses, &task) });
     let finished = Runner::new(queues.clone()).queue(orders).drain().run().await?;
     println!("{finished}");
     Ok(())

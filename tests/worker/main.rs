@@ -41,10 +41,8 @@ impl Journal {
 async fn main() -> Result<ExitCode, AnyError> {
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
     let journal = OpenOptions::new().create(true).append(true).open(std::env::var("TEST_JOURNAL")?)?;
-    let handler = Queue::new(std::env::var("TEST_QUEUE")?, Journal(journal))
-        .worker("note", note)
-        .worker("die", die)
-        .worker("wait", wait);
+    let handler =
+        Queue::new(std::env::var("TEST_QUEUE")?, Journal(journal)).worker("note", note).worker("die", die).worker("wait", wait);
     let finished = Runner::from_settings(Settings::load()?).queue(handler).run().await?;
     println!("{finished}");
     Ok(ExitCode::from(finished.exit_code()))

@@ -41,10 +41,14 @@
 //! printed with the capability it follows from, and is listed again at the end. Nothing is ever ignored. The variable
 //! `ANYQUEUE_TRIAL_SCALE` multiplies the sizes of the larger trials: 10 makes the soak one of 100,000 tasks.
 //!
+//! How to write an adapter from the first line to the last is on the page [`building`].
+//!
 //! Beside the suite there are tools for tests: [`Proxy`] (cuts, black holes, delays), [`Process`] (a real server on a
 //! free port that can be killed, paused and restarted), [`Faulty`] (a broker that misbehaves on demand), [`Scripted`] (a
 //! broker that delivers what a test feeds and records what is done to it), and two clocks.
 
+#[doc = include_str!("building.md")]
+pub mod building {}
 mod child;
 mod clock;
 mod faulty;
