@@ -39,8 +39,8 @@ fn the_sums_of_a_tree_are_those_of_sha256sum_though_a_worker_was_killed() {
     assert_eq!(ours.symmetric_difference(&theirs).collect::<Vec<_>>(), [] as [&&str; 0]);
     let twice = lines(&place) - files;
     println!("{files} files, killed at {at_death}, {twice} hashed twice");
-    // What the victim had finished and not stored yet: results go out in groups, none larger than what it had reserved.
-    assert!(twice <= (SLOTS + PREFETCH) * 4, "{twice} files were hashed twice");
+    // What the victim had finished and not stored yet: results that wait for a group commit to a busy disk.
+    assert!(twice <= (SLOTS + PREFETCH) * 10, "{twice} files were hashed twice");
 }
 
 fn start(place: &Place, args: &[&str]) -> Process {

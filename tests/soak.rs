@@ -19,7 +19,7 @@ fn what_was_sent_is_done_or_held_whoever_is_killed() {
     // Kills hit tasks that did nothing wrong, again and again: they must not be held for it.
     let keys = "ttr = 1\nmax_crashes = 100";
     let place = Place::with(keys, &format!("[runner]\nslots = {SLOTS}\nprefetch = {PREFETCH}"));
-    let task = |n: u64| json!({"queue": place.queue, "task": "note", "data": {"n": n, "hold": n % HOLD_EACH == 0}});
+    let task = |n: u64| json!({"queue": place.queue, "task": "note", "data": {"n": n, "hold": n.is_multiple_of(HOLD_EACH)}});
     place.send_lines((0..TASKS).map(task));
 
     let mut workers: Vec<Process> = (0..2).map(|_| place.worker()).collect();
@@ -47,6 +47,6 @@ fn what_was_sent_is_done_or_held_whoever_is_killed() {
         TASKS - held.len() as u64,
         held.len()
     );
-    // What a killed worker had finished and not stored yet: results go out in groups, none larger than what it had reserved.
-    assert!(twice <= KILLS * (SLOTS + PREFETCH) * 4, "{twice} duplicate runs");
+    // What a killed worker had finished and not stored yet: results that wait for a group commit to a busy disk.
+    assert!(twice <= KILLS * (SLOTS + PREFETCH) * 10, "{twice} duplicate runs");
 }
