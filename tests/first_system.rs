@@ -18,12 +18,21 @@ fn a_payload_of_the_first_system_is_worked() {
 }
 
 #[test]
-fn a_payload_that_cannot_be_read_is_held_as_it_came() {
-    let place = Place::with("", "[queues.default]");
-    put(&place, "default", b"a:2:{s:4:\"task\";s:4:\"test\";}");
-    put(&place, "default", PAYLOAD);
-    place.run(&["--watch", "default", "--drain"]).ends_with(0).says("1 done, 1 held");
-    place.run(&["held", "default"]).ends_with(0).says("cannot be read").says("s:4:");
+fn a_program_gets_its_store_and_data_as_they_were() {
+    let place = Place::with("[queues.QUEUE.workers.test]\nexec = [\"./work.sh\"]", "");
+    place.script("work.sh", "cat > data\necho \"$ANYQUEUE_STORE $ANYQUEUE_TASK $ANYQUEUE_ATTEMPT\" > facts\n");
+    put(&place, &place.queue, PAYLOAD);
+    place.run(&["--watch", "--drain"]).ends_with(0).says("1 done");
+    assert_eq!((place.read("data").as_str(), place.read("facts").as_str()), ("{\"message\":\"hello\"}", "0 test 1\n"));
+}
+
+#[test]
+fn a_payload_that_cannot_be_read_is_held_as_it_came_and_stops_nobody() {
+    let place = Place::with("[queues.QUEUE.workers.test]\nexec = [\"true\"]", "");
+    put(&place, &place.queue, b"a:2:{s:4:\"task\";s:4:\"test\";}");
+    put(&place, &place.queue, PAYLOAD);
+    place.run(&["--watch", "--drain"]).ends_with(0).says("1 done, 1 held");
+    place.run(&["held", &place.queue]).ends_with(0).says("cannot be read").says("s:4:");
 }
 
 /// Writes a body as another client would: past the facade, so that nothing is added to it.
