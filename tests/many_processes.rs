@@ -1,10 +1,14 @@
 //! Many processes on one broker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::time::Duration;
+
+use serde_json::Value;
 
 use crate::place::{Place, until, within};
 use crate::process::Process;
+use crate::programs::queue_runner;
 
 #[test]
 fn what_many_send_at_once_two_workers_do_once_each() {
@@ -44,4 +48,25 @@ fn an_idle_worker_wakes_up_for_another_processs_task() {
         until("the worker is idle", || place.stats().is_settled().then_some(()));
     }
     worker.stop().ends_with(0).says("5 done");
+}
+
+#[test]
+fn what_a_killed_sender_was_told_is_sent_is_there() {
+    const LINES: usize = 20_000;
+    let place = Place::with("", "");
+    let line = format!("{{\"queue\":\"{}\",\"task\":\"note\"}}\n", place.queue);
+    place.write("tasks.jsonl", &line.repeat(LINES));
+    let mut command = place.command(&queue_runner(), &["--jsonl", "--unchecked", "--json"]);
+    let sender = Process::start(command.stdin(File::open(place.path("tasks.jsonl")).unwrap()));
+    sender.says("\"id\"");
+    let said = sender.kill().out;
+
+    let (whole, _) = said.rsplit_once('\n').unwrap();
+    let id = |line: &str| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned();
+    let told: BTreeSet<String> = whole.lines().map(id).collect();
+    let there = place.run(&["peek", &place.queue, "--json", "--limit", &LINES.to_string()]).ends_with(0);
+    let there: BTreeSet<String> = there.out.lines().map(id).collect();
+    println!("{} told, {} there", told.len(), there.len());
+    assert!(!told.is_empty() && told.len() < LINES, "the kill came at the wrong time: {} told", told.len());
+    assert!(told.is_subset(&there), "{} of {} are missing", told.difference(&there).count(), told.len());
 }
