@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyqueue_core::{Accepted, Broker, Clock, Envelope, Error, QueueName, Result};
+use anyqueue_core::{Accepted, Broker, Clock, Envelope, Error, Link, QueueName, Result};
 use tokio::sync::oneshot;
 
 use crate::brokers::BrokerSlot;
@@ -20,15 +20,28 @@ pub(crate) struct Lane {
     io: Io,
 }
 
+/// How many requests of one queue are under way at once over a network: with two, the broker has work while answers are
+/// on their way. A broker in this process or in a file gathers what comes at once by itself.
+const REQUESTS: usize = 2;
+
 #[derive(Debug, Default)]
 struct Waiting {
     tasks: VecDeque<(Envelope, oneshot::Sender<Result<Accepted>>)>,
-    in_flight: bool,
+    /// Requests under way, and how many tasks they carry.
+    requests: usize,
+    carried: usize,
 }
 
 impl Lane {
     pub(crate) fn new(queue: QueueName, broker: Arc<BrokerSlot>, io: Io) -> Arc<Self> {
         Arc::new(Self { queue, broker, waiting: Mutex::default(), io })
+    }
+
+    fn most_requests(&self) -> usize {
+        match self.broker.if_connected().map(|broker| broker.capabilities(&self.queue).link) {
+            Some(Link::Memory | Link::File) => usize::MAX,
+            Some(Link::Network { .. }) | None => REQUESTS,
+        }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -79,12 +92,13 @@ impl Lane {
     async fn once(self: &Arc<Self>, envelope: &Envelope) -> Result<Accepted> {
         let follow = {
             let mut waiting = self.waiting();
-            if waiting.in_flight {
+            if waiting.requests >= self.most_requests() {
                 let (answer, answered) = oneshot::channel();
                 waiting.tasks.push_back((envelope.clone(), answer));
                 Some(answered)
             } else {
-                waiting.in_flight = true;
+                waiting.requests += 1;
+                waiting.carried += 1;
                 None
             }
         };
@@ -92,13 +106,13 @@ impl Lane {
             return answered.await.unwrap_or_else(|_| Err(Error::unavailable("the send was given up").effect_unknown()));
         }
         // The first of a burst sends itself; what has queued up meanwhile goes out when this guard falls.
-        let _next = Next(self);
+        let _next = Next { lane: self, carried: 1 };
         let broker = self.broker.connected().await?;
         sent(&*broker, &self.queue, std::slice::from_ref(envelope)).await.pop().unwrap_or_else(|| Err(no_answer()))
     }
 
     async fn flush(self: Arc<Self>) {
-        let _next = Next(&self);
+        let mut next = Next { lane: &self, carried: 0 };
         let broker = match self.broker.connected().await {
             Ok(broker) => broker,
             Err(e) => {
@@ -111,7 +125,12 @@ impl Lane {
         loop {
             let (batch, answers): (Vec<_>, Vec<_>) = {
                 let mut waiting = self.waiting();
-                let count = waiting.tasks.len().min(most);
+                waiting.carried -= std::mem::take(&mut next.carried);
+                // Half of all that is on its way: requests of equal size keep both sides busy.
+                let fair = (waiting.tasks.len() + waiting.carried).div_ceil(REQUESTS);
+                let count = waiting.tasks.len().min(most).min(fair);
+                waiting.carried += count;
+                next.carried = count;
                 waiting.tasks.drain(..count).unzip()
             };
             if batch.is_empty() {
@@ -124,15 +143,19 @@ impl Lane {
 }
 
 /// Hands the lane on when a request is over, even one that was dropped half-way.
-struct Next<'a>(&'a Arc<Lane>);
+struct Next<'a> {
+    lane: &'a Arc<Lane>,
+    carried: usize,
+}
 
 impl Drop for Next<'_> {
     fn drop(&mut self) {
-        let mut waiting = self.0.waiting();
+        let mut waiting = self.lane.waiting();
+        waiting.carried -= self.carried;
         if waiting.tasks.is_empty() {
-            waiting.in_flight = false;
+            waiting.requests -= 1;
         } else {
-            drop(self.0.io.spawn(self.0.clone().flush()));
+            drop(self.lane.io.spawn(self.lane.clone().flush()));
         }
     }
 }

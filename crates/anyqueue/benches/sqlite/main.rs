@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p anyqueue --bench sqlite [-- TASKS] [SECTION …]`; sections: `speed`, `latency`, `idle`, `backlog`, `memory`.
 //! W1: sends one after another. W2: 64 concurrent senders. W3: a backlog drained by 64 slots. W4: an idle worker's pick-up.
-//! Ratios are anyqueue's to the raw one's of the same run and the same `synchronous`.
+//! Ratios are anyqueue's to the raw one's of the same run and the same `synchronous`. Raw SQLite works in a process of its
+//! own: the bundled build has one page cache for all connections of a process, and two that are busy spoil each other's.
 
 #[path = "../../../anyqueue-sqlite/benches/raw/mod.rs"]
 mod raw;
@@ -101,29 +102,52 @@ async fn speed(tasks: usize) {
         let folder = tempfile::tempdir().expect("a folder");
         let queues = queues(&folder.path().join("ours.db"), durability, "").await;
         let sender = queues.queue("bench").expect("known");
-        let mut raw = raw::Raw::open(&folder.path().join("raw.db"), durability == "power");
         let few = tasks / 40;
-        let (count, took) = raw.one_by_one(few);
-        line("W1 one by one", rate(count, took), sends(&sender, 1, few).await, "");
-        for _ in 0..3 {
-            let group = raw::Group::start(raw);
-            let (count, took) = group.senders(SENDERS, tasks).await;
-            raw = group.end();
+        let [raw, _] = raw_rates(&folder.path().join("one.db"), durability, "one", few);
+        line("W1 one by one", raw, sends(&sender, 1, few).await, "");
+        drain(&queues).await;
+        for round in 0..3 {
+            let [raw_in, raw_out] = raw_rates(&folder.path().join(format!("raw{round}.db")), durability, "many", tasks);
             let (trips, cpu) = (round_trips(&queues).await, meter::cpu());
             let ours = sends(&sender, SENDERS, tasks).await;
-            let (commits, cpu) = (round_trips(&queues).await - trips, meter::cpu() - cpu);
-            let more = format!("   {:.4} commits/task, {:.3} s CPU/10k", commits as f64 / tasks as f64, cpu / tasks as f64 * 1e4);
-            line("W2 64 senders", rate(count, took), ours, &more);
-            let (count, took) = raw.drain(SLOTS);
-            let theirs = rate(count, took);
+            line("W2 64 senders", raw_in, ours, &cost(&queues, trips, cpu, tasks).await);
             let (trips, cpu) = (round_trips(&queues).await, meter::cpu());
             let (count, ours) = drain(&queues).await;
-            let (commits, cpu) = (round_trips(&queues).await - trips, meter::cpu() - cpu);
-            let more = format!("   {:.4} commits/task, {:.3} s CPU/10k", commits as f64 / count as f64, cpu / count as f64 * 1e4);
-            line("W3 drain, 64 slots", theirs, ours, &more);
+            line("W3 drain, 64 slots", raw_out, ours, &cost(&queues, trips, cpu, count).await);
         }
     }
     println!("  peak RSS so far {} MB", meter::peak_rss_mb());
+}
+
+async fn cost(queues: &Queues, trips: u64, cpu: f64, tasks: usize) -> String {
+    let (commits, cpu) = ((round_trips(queues).await - trips) as f64, meter::cpu() - cpu);
+    format!("   {:.4} commits/task, {:.3} s CPU/10k", commits / tasks as f64, cpu / tasks as f64 * 1e4)
+}
+
+/// Runs raw SQLite in a process of its own: the rates of sending and, for `many`, of draining.
+fn raw_rates(path: &Path, durability: &str, mode: &str, tasks: usize) -> [f64; 2] {
+    let program = std::env::current_exe().expect("this program");
+    let output =
+        std::process::Command::new(program).args(["raw", durability, mode, &tasks.to_string()]).arg(path).output().expect("runs");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let mut rates = text.split_whitespace().map(|rate| rate.parse().expect("a number"));
+    [rates.next().expect("a rate"), rates.next().unwrap_or_default()]
+}
+
+fn raw_process(arguments: &[String]) {
+    let [_, durability, mode, tasks, path] = arguments else { panic!("{arguments:?}") };
+    let tasks = tasks.parse().expect("a number");
+    let mut raw = raw::Raw::open(Path::new(path), durability == "power");
+    if mode == "one" {
+        let (count, took) = raw.one_by_one(tasks);
+        return println!("{}", rate(count, took));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
+    let group = raw::Group::start(raw);
+    let (count, took) = runtime.block_on(async { group.senders(SENDERS, tasks).await });
+    let mut raw = group.end();
+    let (drained, drain_took) = raw.drain(SLOTS);
+    println!("{} {}", rate(count, took), rate(drained, drain_took));
 }
 
 /// From just before the send to the handler's first line, 200 times at about 20 per second.
@@ -227,6 +251,9 @@ async fn memory() {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    if arguments.first().is_some_and(|first| first == "raw") {
+        return raw_process(&arguments);
+    }
     let tasks = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(200_000);
     let wanted = |name: &str| {
         let named: Vec<_> = arguments.iter().filter(|argument| argument.parse::<usize>().is_err()).collect();

@@ -145,7 +145,7 @@ async fn wait(shared: &Arc<Shared>, handle: &RunnerHandle) -> Option<Error> {
         }
         let (drained, used_up) = {
             let state = shared.state();
-            (shared.drain && state.is_drained(), state.left == Some(0))
+            (shared.drain && state.is_drained(), state.left == Some(0) && state.running == 0)
         };
         if drained {
             handle.stop_because(Why::Drained);

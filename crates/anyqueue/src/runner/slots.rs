@@ -81,6 +81,9 @@ async fn work(shared: &Arc<Shared>, attempt: Arc<Attempt>, started: Moment) {
         // The lease is gone: nothing is sent.
         shared.settled(&attempt, &Verdict::Late);
         shared.state().settled += 1;
+        if shared.drain {
+            shared.ring_all_pumps();
+        }
     } else {
         shared.settle(attempt.clone(), decision);
     }

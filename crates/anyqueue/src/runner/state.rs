@@ -185,10 +185,14 @@ impl State {
         self.leases.try_remove(task.lease.swap(usize::MAX, Ordering::Relaxed));
     }
 
-    /// Empties all buffers.
+    /// Takes back all that no slot has yet.
     pub(crate) fn give_back_buffered(&mut self) -> Vec<Arc<Attempt>> {
-        let tasks: Vec<_> = self.lanes.iter_mut().flat_map(|lane| lane.buffer.drain(..)).collect();
+        let mut tasks: Vec<_> = self.lanes.iter_mut().flat_map(|lane| lane.buffer.drain(..)).collect();
         self.buffered = 0;
+        match std::mem::take(&mut self.alone) {
+            Alone::Waiting(task) | Alone::Cleared(task) => tasks.push(task),
+            other => self.alone = other,
+        }
         tasks.iter().for_each(|task| self.unhold(task));
         tasks
     }
