@@ -282,6 +282,42 @@ async fn a_task_on_probation_runs_alone_in_its_process() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_task_on_probation_does_not_hold_up_a_process_whose_tasks_run_long() {
+    let scripted = Scripted::new(Arc::new(TestClock::start()));
+    let queues = staged("long", Some(Arc::new(scripted.clone())), TestClock::start()).await;
+    let handler = Queue::new("q", ()).worker("w", |_, task: Task<u64>| tokio::time::sleep(Duration::from_secs(task.data)));
+    let runner = Runner::new(queues.clone()).queue(handler).slots(3);
+    let handle = runner.handle();
+    let run = tokio::spawn(runner.run());
+    scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &1800)).unwrap());
+    while handle.progress().running == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut suspect = Wire::read(&queues.prepare("q", NewTask::new("w", &1)).unwrap().body).unwrap();
+    suspect.probation = true;
+    scripted.feed_raw(
+        &q(),
+        suspect.write(),
+        NativeFacts { redeliveries: Figure::Exact(0), ..NativeFacts::default() },
+        Duration::from_secs(10),
+    );
+    while scripted.settled().is_empty() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let (_, settlement) = scripted.settled().remove(0);
+    assert!(matches!(&settlement, Settlement::Release(task) if !task.delay.is_zero()), "{settlement:?}");
+    // The others go on beside the long one.
+    scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &1)).unwrap());
+    while handle.progress().done == 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(handle.progress().running, 1);
+    handle.stop();
+    handle.hurry();
+    run.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_lost_on_a_broker_that_duplicates_forgets_and_fails() {
     let clock = TestClock::start();
     let text = "[brokers.default]\nurl = \"memory:chaos\"\n[queues.q]\n";

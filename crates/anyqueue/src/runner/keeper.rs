@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyqueue_core::{Error, Moment, Touch, chain};
 
 use super::attempt::{Attempt, Reason};
+use super::decide;
 use super::shared::Shared;
 use super::state::{Phase, State, ttr_over};
 
@@ -15,6 +16,8 @@ use super::state::{Phase, State, ttr_over};
 struct Due {
     touch: Vec<Arc<Attempt>>,
     give_back: Vec<Arc<Attempt>>,
+    /// Could not be alone in time, since others run long: those go on, and it comes again later.
+    postpone: Vec<Arc<Attempt>>,
 }
 
 /// Keeps leases for as long as the runner lives.
@@ -27,6 +30,13 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         }
         let due = look(&mut shared.state(), shared.clock.now());
         shared.give_back(due.give_back);
+        if !due.postpone.is_empty() {
+            shared.ring_all_pumps();
+        }
+        for task in due.postpone {
+            let decision = decide::released(&task.incoming, task.incoming.ttr);
+            shared.settle(task, decision);
+        }
         for group in by_settler(due.touch) {
             tokio::spawn(touch(shared.clone(), group));
         }
@@ -79,7 +89,13 @@ fn look(state: &mut State, now: Moment) -> Due {
         next = Some(next.map_or(at, |next| next.min(at)));
     }
     state.keeper_due = next;
-    due.give_back = stale.into_iter().filter(|attempt| state.take_buffered(attempt)).collect();
+    for attempt in stale {
+        if state.take_buffered(&attempt) {
+            due.give_back.push(attempt);
+        } else if state.take_alone(&attempt) {
+            due.postpone.push(attempt);
+        }
+    }
     due
 }
 

@@ -207,6 +207,16 @@ impl State {
         true
     }
 
+    /// Takes back a task that waited too long to be alone.
+    pub(crate) fn take_alone(&mut self, task: &Arc<Attempt>) -> bool {
+        let found = matches!(&self.alone, Alone::Waiting(other) | Alone::Cleared(other) if Arc::ptr_eq(other, task));
+        if found {
+            self.alone = Alone::Nobody;
+            self.unhold(task);
+        }
+        found
+    }
+
     /// The next task for a free slot, or none: then the slot's waker is kept.
     pub(crate) fn next(
         &mut self,
