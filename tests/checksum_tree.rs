@@ -19,6 +19,7 @@ const LARGEST: u64 = 64 << 10;
 fn the_sums_of_a_tree_are_those_of_sha256sum_though_a_worker_was_killed() {
     let place = Place::with("", &format!("[runner]\nslots = {SLOTS}\nprefetch = {PREFETCH}"));
     let files = plant(&place.path("tree"));
+    start(&place, &["--send", "nowhere"]).finish().ends_with(1).complains("error: nowhere cannot be read");
     start(&place, &["--send", "tree"]).finish().ends_with(0).says(&format!("sent {files} tasks"));
 
     let (victim, survivor) = (start(&place, &["--work"]), start(&place, &["--work"]));

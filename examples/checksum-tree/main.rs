@@ -28,7 +28,14 @@ const BATCH: usize = 1000;
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 #[tokio::main]
-async fn main() -> Result<ExitCode, AnyError> {
+async fn main() -> ExitCode {
+    run().await.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+async fn run() -> Result<ExitCode, AnyError> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
@@ -46,7 +53,8 @@ async fn main() -> Result<ExitCode, AnyError> {
 async fn send(tree: &Path) -> Result<ExitCode, AnyError> {
     let queues = Queues::connect(Settings::load()?).await?;
     let queue = queues.queue(&queue())?;
-    let files = sums::files(&tree.canonicalize()?)?;
+    let tree = tree.canonicalize().map_err(|e| format!("{} cannot be read: {e}", tree.display()))?;
+    let files = sums::files(&tree)?;
     for batch in files.chunks(BATCH) {
         // A short time to run brings the tasks of a killed worker back soon. A file that takes longer is no problem:
         // the runner renews the lease for as long as the worker is alive.
