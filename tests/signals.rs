@@ -61,7 +61,9 @@ fn a_third_signal_leaves_at_once_and_takes_its_children_along() {
         runner.signal(Signal::TERM);
         runner.complains(said);
     }
-    runner.finish().ends_with(3);
+    // Whether the task was given back in the moment that was left, the code tells: 3, or 4 if it comes after its lease.
+    let ran = runner.finish();
+    assert!(matches!(ran.status.code(), Some(3 | 4)), "{ran:?}");
     let pid = place.read("pid");
     until("the child that ignores TERM is killed", || (!is_alive(&pid)).then_some(()));
 }
