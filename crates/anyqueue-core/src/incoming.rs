@@ -76,7 +76,7 @@ impl Incoming {
             None => TaskId::foreign(broker, queue, &String::from_utf8_lossy(raw)),
         });
         let priority = wire.priority.or(native.priority).unwrap_or(defaults.priority);
-        let ttr = wire.ttr.or(native.ttr).unwrap_or(defaults.ttr).max(time::MIN_TTR);
+        let ttr = wire.ttr.or(native.ttr).unwrap_or(defaults.ttr).clamp(time::MIN_TTR, time::MAX_TTR);
         Self { wire, unreadable, id, priority, ttr, raw: raw.clone() }
     }
 
@@ -87,7 +87,7 @@ impl Incoming {
     fn next(&self, delay: Duration, change: impl FnOnce(&mut Wire)) -> Envelope {
         let mut wire = self.wire.clone();
         (wire.id, wire.priority, wire.ttr) = (Some(self.id), Some(self.priority), Some(self.ttr));
-        wire.probation = false;
+        (wire.probation, wire.unknown_since) = (false, None);
         change(&mut wire);
         self.envelope(wire.write(), delay)
     }
@@ -109,13 +109,16 @@ impl Incoming {
 
     /// The task put back because no worker of its name is here: remembers since when.
     pub fn without_worker(&self, delay: Duration, now: SystemTime) -> Envelope {
-        self.next(delay, |wire| wire.unknown_since = wire.unknown_since.or(Some(unix_millis(now))))
+        self.next(delay, |wire| {
+            wire.probation = self.wire.probation;
+            wire.unknown_since = self.wire.unknown_since.or(Some(unix_millis(now)));
+        })
     }
 
     /// The task marked for a run alone in its process. `died` says that a worker died on such a run already.
     pub fn on_probation(&self, died: bool) -> Envelope {
         self.next(Duration::ZERO, |wire| {
-            wire.probation = true;
+            (wire.probation, wire.unknown_since) = (true, self.wire.unknown_since);
             wire.crashed = wire.crashed.saturating_add(u32::from(died));
         })
     }
@@ -127,7 +130,7 @@ impl Incoming {
         self.next(Duration::ZERO, |wire| {
             let failed = wire.failed.saturating_add(u32::from(failed));
             wire.held = Some(HeldNote { reason: reason.to_owned(), at: unix_millis(now), failed, crashed: wire.crashed });
-            (wire.failed, wire.crashed, wire.unknown_since) = (0, 0, None);
+            (wire.failed, wire.crashed) = (0, 0);
         })
     }
 

@@ -133,7 +133,11 @@ async fn run(mut child: Child, data: Bytes, attempt: Arc<Attempt>) -> Outcome {
     group.signal(Signal::KILL);
     group.0 = None;
     feed.abort();
-    let words = stderr.await.unwrap_or_default();
+    // Something that left the group may hold standard error open: the task does not wait for it.
+    let words = match tokio::time::timeout(Duration::from_secs(1), stderr).await {
+        Ok(words) => words.unwrap_or_default(),
+        Err(_) => String::new(),
+    };
     match status {
         Ok(status) => outcome(status, &words),
         Err(e) => Outcome::failed(format!("cannot wait for the command: {e}")),

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyqueue_core::{Accepted, Broker, Clock, Envelope, Error, Link, QueueName, Result};
+use anyqueue_core::{Accepted, Broker, Clock, Envelope, Error, Link, Moment, QueueName, Result};
 use tokio::sync::oneshot;
 
 use crate::brokers::BrokerSlot;
@@ -53,7 +53,10 @@ impl Lane {
     /// # Cancel safety
     /// A dropped future may or may not have sent the task.
     pub(crate) async fn send(self: &Arc<Self>, envelope: Envelope, clock: &dyn Clock) -> Result<Accepted> {
-        let give_up = clock.now() + self.broker.settings.send_timeout;
+        self.send_until(envelope, clock, clock.now() + self.broker.settings.send_timeout).await
+    }
+
+    async fn send_until(self: &Arc<Self>, envelope: Envelope, clock: &dyn Clock, give_up: Moment) -> Result<Accepted> {
         let mut wait = Duration::from_millis(50);
         loop {
             let error = match self.once(&envelope).await {
@@ -72,6 +75,7 @@ impl Lane {
 
     /// Sends many tasks: one answer each, in order.
     pub(crate) async fn send_all(self: &Arc<Self>, envelopes: &[Envelope], clock: &dyn Clock) -> Vec<Result<Accepted>> {
+        let give_up = clock.now() + self.broker.settings.send_timeout;
         let broker = match self.broker.connected().await {
             Ok(broker) => broker,
             Err(e) => return envelopes.iter().map(|_| Err(e.duplicate())).collect(),
@@ -82,8 +86,8 @@ impl Lane {
             answers.extend(sent(&*broker, &self.queue, chunk).await);
         }
         for (answer, envelope) in answers.iter_mut().zip(envelopes) {
-            if answer.as_ref().is_err_and(Error::is_retryable) {
-                *answer = self.send(envelope.clone(), clock).await;
+            if answer.as_ref().is_err_and(Error::is_retryable) && clock.now() < give_up {
+                *answer = self.send_until(envelope.clone(), clock, give_up).await;
             }
         }
         answers

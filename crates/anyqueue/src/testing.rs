@@ -55,7 +55,8 @@ pub async fn queues<'a>(names: impl IntoIterator<Item = &'a str>) -> Queues {
 /// # Errors
 /// As [`Runner::run`].
 pub async fn drain(queues: &Queues, handlers: impl IntoIterator<Item = Queue>) -> Result<Progress> {
-    let names: Vec<QueueName> = queues.settings().queues.keys().cloned().collect();
+    let handlers: Vec<Queue> = handlers.into_iter().collect();
+    let names: Vec<QueueName> = handlers.iter().map(|queue| QueueName::new(queue.name())).collect::<Result<_>>()?;
     let runner = handlers.into_iter().fold(Runner::new(queues.clone()), Runner::queue);
     let handle = runner.handle();
     let watcher = {
@@ -80,9 +81,13 @@ pub async fn drain(queues: &Queues, handlers: impl IntoIterator<Item = Queue>) -
             }
         }
     };
-    let (finished, watched) = tokio::join!(runner.run(), watcher);
-    watched?;
-    Ok(finished?.progress)
+    let run = runner.run();
+    tokio::pin!(run, watcher);
+    tokio::select! {
+        finished = &mut run => return Ok(finished?.progress),
+        watched = &mut watcher => watched?,
+    }
+    Ok(run.await?.progress)
 }
 
 /// Everything that a queue holds, as JSON: `state`, `task`, `store`, `data`, `id`, `priority`, `ttr`, `failed`, `headers`, `held`.

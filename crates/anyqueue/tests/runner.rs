@@ -196,7 +196,8 @@ async fn order(strategy: &str) -> String {
 async fn the_strategy_chooses_which_queue_gets_a_freed_slot() {
     let share_of_b = |order: &str| order[100..250].matches('b').count();
     let fair = order("fair").await;
-    assert!((60..=90).contains(&share_of_b(&fair)), "{fair}");
+    assert!((115..=135).contains(&share_of_b(&fair)), "{fair}");
+    assert!(!fair[100..250].contains("aa") && !fair[100..250].contains("bbbbbbb"), "the shares are spread evenly: {fair}");
     let weighted = order("weighted").await;
     assert!((105..=145).contains(&share_of_b(&weighted)), "{weighted}");
     let strict = order("strict").await;

@@ -227,6 +227,20 @@ async fn a_body_that_cannot_be_read_is_held_with_its_bytes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_foreign_ttr_beyond_all_bounds_harms_nobody() {
+    let queues = queues(["q"]).await;
+    let name = QueueName::new("q").unwrap();
+    let broker = queues.broker(&name).await.unwrap();
+    for ttr in ["1e19", "0", "1e-9", "4000000"] {
+        let mut envelope = queues.prepare("q", NewTask::new("w", &1)).unwrap();
+        envelope.body = format!(r#"{{"task":"w","data":{{"do":"retry"}},"ttr":{ttr}}}"#).into();
+        assert!(broker.send(&name, &[envelope]).await.remove(0).is_ok());
+    }
+    let progress = drain(&queues, [scripted(&queues).1]).await.unwrap();
+    assert_eq!((progress.held, progress.retried), (4, 28));
+}
+
+#[tokio::test(start_paused = true)]
 async fn bytes_and_texts_of_every_kind_reach_the_worker() {
     let queues = queues(["q"]).await;
     let seen = Arc::new(Mutex::new(Vec::new()));

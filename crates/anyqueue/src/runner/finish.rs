@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyqueue_core::{Error, ErrorKind, Moment, Result};
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::attempt::Reason;
 use super::handle::{Progress, RunnerHandle};
@@ -88,11 +89,12 @@ impl fmt::Display for Finished {
 }
 
 pub(crate) async fn wait_and_stop(
-    shared: &Arc<Shared>,
-    handle: &RunnerHandle,
+    shared: Arc<Shared>,
+    handle: RunnerHandle,
     mut parts: Parts,
     grace: Duration,
 ) -> Result<Finished> {
+    let (shared, handle) = (&shared, &handle);
     let broken = wait(shared, handle).await;
     {
         let mut state = shared.state();
@@ -114,18 +116,26 @@ pub(crate) async fn wait_and_stop(
     let released = |shared: &Shared| flushed(shared) && shared.state().cancelled_are_settled();
     let give_up = shared.clock.now() + FLUSH;
     until(shared, handle, 3, give_up, released).await;
-    for pump in parts.pumps.drain(..) {
-        let abort = pump.abort_handle();
-        tokio::select! {
-            _ = pump => {}
-            () = shared.clock.sleep_until(shared.clock.now() + Duration::from_secs(2)) => abort.abort(),
-        }
+    let pumps = std::mem::take(&mut parts.pumps);
+    let aborts: Vec<_> = pumps.iter().map(JoinHandle::abort_handle).collect();
+    let ended = futures::future::join_all(pumps);
+    let patience = if handle.level() >= 3 { Duration::ZERO } else { Duration::from_secs(2) };
+    tokio::select! {
+        _ = ended => {}
+        () = shared.clock.sleep_until(shared.clock.now() + patience) => aborts.iter().for_each(AbortHandle::abort),
     }
     until(shared, handle, 3, give_up, flushed).await;
     // Child processes have been asked to end; they get this long before they are killed.
     until(shared, handle, 3, shared.clock.now() + crate::exec::PATIENCE, idle).await;
-    parts.slots.iter().chain(&parts.rest).for_each(tokio::task::JoinHandle::abort);
-    let unstored = shared.watched.iter().map(|queue| queue.settle.open() as u64).sum();
+    let slots = std::mem::take(&mut parts.slots);
+    slots.iter().for_each(JoinHandle::abort);
+    // A dropped slot kills its child process: that must have happened before the caller exits.
+    tokio::select! {
+        _ = futures::future::join_all(slots) => {}
+        () = shared.clock.sleep_until(shared.clock.now() + Duration::from_millis(500)) => {}
+    }
+    let open: u64 = shared.watched.iter().map(|queue| queue.settle.open() as u64).sum();
+    let unstored = open + shared.counters.unstored.load(Ordering::Relaxed);
     if let Some(error) = broken {
         return Err(error);
     }
@@ -145,7 +155,9 @@ async fn wait(shared: &Arc<Shared>, handle: &RunnerHandle) -> Option<Error> {
         }
         let (drained, used_up) = {
             let state = shared.state();
-            (shared.drain && state.is_drained(), state.left == Some(0) && state.running == 0)
+            // Under the lock: a settlement is counted there before it leaves its line.
+            let stored = shared.watched.iter().all(|queue| queue.settle.open() == 0);
+            (shared.drain && stored && state.is_drained(), state.left == Some(0) && state.running == 0)
         };
         if drained {
             handle.stop_because(Why::Drained);

@@ -78,7 +78,7 @@ fn look(state: &mut State, now: Moment) -> Due {
                     attempt.cancel.set(Reason::TtrOver);
                     continue;
                 }
-                if !*touching && touch.is_some_and(|touch| touch <= now) {
+                if !*touching && touch.is_some_and(|touch| touch <= now + attempt.incoming.ttr / 10) {
                     *touching = true;
                     due.touch.push(attempt.clone());
                 }

@@ -19,13 +19,15 @@ const IDLE: Duration = Duration::from_secs(30);
 
 /// Feeds one queue's buffer until the runner is quiet.
 pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: PriorityRange, prefetch: usize, strict: bool) {
-    let mut consumer: Option<Box<dyn Consumer>> = None;
+    let mut consumer: Option<Consuming> = None;
     loop {
-        let Some(demand) = demanded(&shared, &watched).await else { break };
+        let Some(demand) = demanded(&shared, &watched, prefetch).await else { break };
         // A broker that always answers at once would keep the thread from the other queues.
         tokio::task::yield_now().await;
         match reserve(&shared, &watched, &mut consumer, demand, &priorities, prefetch, strict).await {
-            Ok(Some(0) | None) => {}
+            Ok(Some(0)) => {}
+            // What the broken-off request may have claimed is given back at once.
+            Ok(None) => close(&watched, consumer.take()).await,
             Ok(Some(_)) => shared.counters.idle_cycles.store(0, Ordering::Relaxed),
             Err(e) => {
                 if !failed(&shared, &watched, &e).await {
@@ -34,27 +36,41 @@ pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: 
             }
         }
     }
-    if let Some(consumer) = consumer
+    close(&watched, consumer).await;
+    shared.state().lanes[watched.lane].dead = true;
+    shared.activity.notify_one();
+}
+
+async fn close(watched: &Watched, consumer: Option<Consuming>) {
+    if let Some((consumer, _)) = consumer
         && let Err(e) = consumer.close().await
     {
         tracing::warn!(queue = watched.name().as_str(), error = chain(&e), "cannot give back what was fetched");
     }
-    shared.activity.notify_one();
 }
 
+/// A consumer and its settler: one and the same for all deliveries, so that settlements go together.
+type Consuming = (Box<dyn Consumer>, Arc<dyn Settler>);
+
 /// Waits until the queue runs low. `None` once the runner is quiet.
-async fn demanded(shared: &Shared, watched: &Watched) -> Option<NonZeroUsize> {
+///
+/// No more than `most` tasks are in this process's hands: those whose results are not stored yet count too, since they
+/// come again if it dies.
+async fn demanded(shared: &Shared, watched: &Watched, most: usize) -> Option<NonZeroUsize> {
     loop {
         {
-            let state = shared.state();
+            let mut state = shared.state();
             if state.quiet {
                 return None;
             }
-            let demand = state.demand(watched.lane);
+            let lane = &state.lanes[watched.lane];
+            let room = most.saturating_sub(lane.running + lane.buffer.len() + watched.settle.open());
+            let demand = state.demand(watched.lane).min(room);
             // Asking for a few at a time would make many small requests of one large one.
-            if demand > state.lanes[watched.lane].buffer.len() {
+            if demand > lane.buffer.len() || demand > most / 4 {
                 return NonZeroUsize::new(demand);
             }
+            state.lanes[watched.lane].asking = true;
         }
         watched.wanted.notified().await;
     }
@@ -64,13 +80,13 @@ async fn demanded(shared: &Shared, watched: &Watched) -> Option<NonZeroUsize> {
 async fn reserve(
     shared: &Arc<Shared>,
     watched: &Arc<Watched>,
-    consumer: &mut Option<Box<dyn Consumer>>,
+    consumer: &mut Option<Consuming>,
     demand: NonZeroUsize,
     priorities: &PriorityRange,
     prefetch: usize,
     strict: bool,
 ) -> Result<Option<usize>> {
-    let consumer = match consumer {
+    let (consumer, settler) = match consumer {
         Some(consumer) => consumer,
         None => consumer.insert(connect(watched, priorities, prefetch, strict).await?),
     };
@@ -83,7 +99,7 @@ async fn reserve(
     watched.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).answered(&*shared.clock);
     let count = deliveries.len();
     if count > 0 {
-        take_in(shared, watched, consumer.settler(), deliveries).await;
+        take_in(shared, watched, settler.clone(), deliveries).await;
     } else if shared.drain {
         // What was settled while the reserve was under way rang then, and its ring is gone: look again.
         let current = {
@@ -99,7 +115,7 @@ async fn reserve(
     Ok(Some(count))
 }
 
-async fn connect(watched: &Watched, priorities: &PriorityRange, prefetch: usize, strict: bool) -> Result<Box<dyn Consumer>> {
+async fn connect(watched: &Watched, priorities: &PriorityRange, prefetch: usize, strict: bool) -> Result<Consuming> {
     let broker = watched.slot.connected().await?;
     let problems = requirements(watched, priorities, strict).check(&broker.capabilities(watched.name()));
     if !problems.is_empty() {
@@ -107,7 +123,9 @@ async fn connect(watched: &Watched, priorities: &PriorityRange, prefetch: usize,
         return Err(Error::new(ErrorKind::Unsupported, problems.join("; ")).with("queue", watched.name()).with("broker", broker));
     }
     let options = ConsumeOptions { prefetch, priorities: priorities.0.clone(), ttr: watched.settings.ttr };
-    broker.consume(watched.name(), options).await
+    let consumer = broker.consume(watched.name(), options).await?;
+    let settler = consumer.settler();
+    Ok((consumer, settler))
 }
 
 /// What the settings of a queue ask of its broker, for the priorities that this worker takes.

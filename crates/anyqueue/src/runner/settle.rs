@@ -67,6 +67,7 @@ pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>) {
             let count = items.len();
             let mut unstored = store(&shared, items).await;
             line.open.fetch_sub(count - unstored.len(), Ordering::AcqRel);
+            shared.ring_pump(&mut shared.state(), watched.lane);
             again.append(&mut unstored);
             items = rest;
         }
@@ -109,7 +110,9 @@ async fn store(shared: &Shared, items: Vec<Item>) -> Vec<Item> {
             match outcome(&attempt, answer) {
                 Stored::Yes => shared.settled(&attempt, &verdict),
                 Stored::Late => shared.settled(&attempt, &Verdict::Late),
-                Stored::Never => {}
+                Stored::Never => {
+                    shared.counters.unstored.fetch_add(1, Ordering::Relaxed);
+                }
                 Stored::Again => {
                     again.push((attempt, Decision { settlement, verdict }));
                     continue;

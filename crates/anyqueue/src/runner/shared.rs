@@ -62,6 +62,7 @@ pub(crate) struct Counters {
     pub(crate) held: AtomicU64,
     pub(crate) released: AtomicU64,
     pub(crate) late: AtomicU64,
+    pub(crate) unstored: AtomicU64,
     pub(crate) idle_cycles: AtomicU64,
 }
 
@@ -141,8 +142,9 @@ impl Shared {
 
     /// Lets a task that must run alone do so, once nothing else is in this process's hands.
     pub(crate) fn step_alone(&self) {
-        let settled = self.watched.iter().all(|watched| watched.settle.open() == 0);
         let mut state = self.state();
+        // Under the lock: a settlement is counted there before it leaves its line.
+        let settled = self.watched.iter().all(|watched| watched.settle.open() == 0);
         if !settled || state.running > 0 {
             return;
         }
@@ -151,7 +153,7 @@ impl Shared {
                 state.alone = Alone::Cleared(task);
                 state.wake(1);
             }
-            Alone::Settling => self.ring_pumps(&state),
+            Alone::Settling => self.ring_pumps(&mut state),
             other => state.alone = other,
         }
     }
@@ -160,20 +162,21 @@ impl Shared {
     pub(crate) fn finish(&self, attempt: &Attempt, took: Duration) {
         let mut state = self.state();
         state.finish(attempt, took);
-        self.ring_pumps(&state);
+        self.ring_pumps(&mut state);
         if state.running == 0 || state.quiet {
             self.activity.notify_one();
         }
     }
 
     /// Rings the pumps whose queues run low.
-    pub(crate) fn ring_pumps(&self, state: &State) {
+    pub(crate) fn ring_pumps(&self, state: &mut State) {
         (0..self.watched.len()).for_each(|lane| self.ring_pump(state, lane));
     }
 
     /// Rings a queue's pump if the queue runs low.
-    pub(crate) fn ring_pump(&self, state: &State, lane: usize) {
-        if state.demand(lane) > state.lanes[lane].buffer.len() {
+    pub(crate) fn ring_pump(&self, state: &mut State, lane: usize) {
+        if state.lanes[lane].asking && state.demand(lane) > state.lanes[lane].buffer.len() {
+            state.lanes[lane].asking = false;
             self.watched[lane].wanted.notify_one();
         }
     }

@@ -32,13 +32,16 @@ async fn next(shared: &Shared, slot: usize) -> (Arc<Attempt>, Moment) {
         let due = state.keeper_due;
         match state.next(slot, cx.waker(), &*shared.clock, rules) {
             Some(task) => {
-                shared.ring_pump(&state, task.0.lane);
+                shared.ring_pump(&mut state, task.0.lane);
                 if state.keeper_due != due {
                     shared.keeper.notify_one();
                 }
                 Poll::Ready(task)
             }
-            None => Poll::Pending,
+            None => {
+                shared.ring_pumps(&mut state);
+                Poll::Pending
+            }
         }
     })
     .await

@@ -1,6 +1,6 @@
 //! From a builder to running parts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use anyqueue_core::{Error, ErrorKind, PriorityRange, QueueName, Result, suggest};
@@ -13,16 +13,32 @@ use super::settle::SettleLine;
 use super::shared::{Registered, Shared, Watched};
 use super::state::State;
 use super::{Runner, Source, Watch, keeper, limits, pump, settle, signals, slots};
+use crate::brokers::BrokerSlot;
 use crate::exec::ExecWorker;
 use crate::queue::{Queue, Start};
 use crate::queues::Queues;
 use crate::settings::QueueSettings;
 
-/// The running parts.
+/// The running parts. They end when this is dropped.
 pub(crate) struct Parts {
     pub(crate) pumps: Vec<JoinHandle<()>>,
     pub(crate) slots: Vec<JoinHandle<()>>,
     pub(crate) rest: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.pumps.iter().chain(&self.slots).chain(&self.rest).for_each(JoinHandle::abort);
+    }
+}
+
+/// The task that waits for the end; a caller who drops [`run`] takes it and all parts with him.
+struct Stopping(JoinHandle<Result<Finished>>);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 pub(crate) async fn run(runner: Runner) -> Result<Finished> {
@@ -41,9 +57,10 @@ pub(crate) async fn run(runner: Runner) -> Result<Finished> {
     watched.iter().for_each(|queue| state.add_lane(queue.settings.slots, queue.settings.weight, queue.settings.ttr));
     let shared = Arc::new(Shared::new(state, watched, queues.clock().clone(), runner.hooks, runner.filter, runner.drain));
     runner.handle.attach(&shared);
-    let signals = if runner.signals { Some(signals::listen(runner.handle.clone())?) } else { None };
-
     let io = &queues.0.io;
+    let listen = runner.handle.clone();
+    let signals = if runner.signals { Some(io.run(async move { signals::listen(listen) }).await?) } else { None };
+
     let mut parts = Parts { pumps: Vec::new(), slots: Vec::new(), rest: vec![io.spawn(keeper::run(shared.clone()))] };
     parts.rest.push(io.spawn(limits::run(shared.clone(), options.clone(), runner.handle.clone())));
     for queue in &shared.watched {
@@ -54,7 +71,9 @@ pub(crate) async fn run(runner: Runner) -> Result<Finished> {
     }
     parts.slots.extend((0..options.slots.max(1)).map(|slot| tokio::spawn(slots::run(shared.clone(), slot))));
 
-    let finished = finish::wait_and_stop(&shared, &runner.handle, parts, options.grace).await;
+    // On the machinery's thread too: handlers that block all of the user's must not keep the runner from stopping.
+    let mut stopping = Stopping(io.spawn(finish::wait_and_stop(shared.clone(), runner.handle.clone(), parts, options.grace)));
+    let finished = (&mut stopping.0).await.unwrap_or_else(|e| Err(Error::unavailable("the runner ended early").because(e)));
     drop(signals);
     if own {
         queues.close().await?;
@@ -127,8 +146,12 @@ fn no_worker(name: &QueueName, known: &HashMap<String, Queue>) -> Error {
 /// Asks every broker that answers whether it can do what the settings want.
 async fn check(queues: &Queues, watched: &[Arc<Watched>], ranges: impl Fn(&Watched) -> PriorityRange) -> Result<()> {
     let mut problems = Vec::new();
+    // Side by side: one that does not answer keeps the others waiting once, not once per queue.
+    let slots: BTreeMap<&str, &Arc<BrokerSlot>> = watched.iter().map(|queue| (&*queue.settings.broker, &queue.slot)).collect();
+    let connecting = slots.into_iter().map(async |(name, slot)| (name, slot.connected().await));
+    let connected: HashMap<&str, _> = futures::future::join_all(connecting).await.into_iter().collect();
     for queue in watched {
-        match queue.slot.connected().await {
+        match &connected[&*queue.settings.broker] {
             Ok(broker) => {
                 let found =
                     pump::requirements(queue, &ranges(queue), queues.settings().strict).check(&broker.capabilities(queue.name()));
@@ -140,7 +163,7 @@ async fn check(queues: &Queues, watched: &[Arc<Watched>], ranges: impl Fn(&Watch
             }
             // The pump goes on trying.
             Err(e) if e.is_retryable() => {}
-            Err(e) => return Err(e.with("queue", queue.name())),
+            Err(e) => return Err(e.duplicate().with("queue", queue.name())),
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(Error::new(ErrorKind::Unsupported, problems.join("\n"))) }

@@ -29,6 +29,12 @@ pub(crate) struct LaneState {
     mean: Option<f64>,
     /// At which count of settled tasks the queue was last found empty.
     empty_at: Option<u64>,
+    /// No pump feeds it any more.
+    pub(crate) dead: bool,
+    /// Its pump waits to be rung.
+    pub(crate) asking: bool,
+    /// How much of its share it has used: attempts started, each counted as 1 / weight.
+    used: f64,
 }
 
 /// A run that must be alone in its process.
@@ -84,6 +90,7 @@ pub(crate) struct State {
     prefetch: usize,
     strategy: Strategy,
     mean: Option<f64>,
+    share_now: f64,
     cursor: usize,
     idle: Vec<usize>,
     wakers: Vec<Option<Waker>>,
@@ -106,6 +113,7 @@ impl State {
             prefetch,
             strategy,
             mean: None,
+            share_now: 0.0,
             cursor: 0,
             idle: Vec::new(),
             wakers: (0..slots).map(|_| None).collect(),
@@ -114,8 +122,18 @@ impl State {
 
     pub(crate) fn add_lane(&mut self, cap: Option<usize>, weight: u32, ttr: Duration) {
         let (cap, patience) = (cap.unwrap_or(self.slots).min(self.slots), ttr.as_secs_f64() / 4.0);
-        let lane =
-            LaneState { buffer: VecDeque::new(), running: 0, cap, weight: weight.max(1), patience, mean: None, empty_at: None };
+        let lane = LaneState {
+            buffer: VecDeque::new(),
+            running: 0,
+            cap,
+            weight: weight.max(1),
+            patience,
+            mean: None,
+            empty_at: None,
+            dead: false,
+            asking: false,
+            used: 0.0,
+        };
         self.lanes.push(lane);
     }
 
@@ -225,13 +243,25 @@ impl State {
         clock: &dyn Clock,
         policy: impl Fn(&Attempt) -> LeaseRules,
     ) -> Option<(Arc<Attempt>, Moment)> {
-        let Some(task) = self.pick() else {
-            if self.wakers[slot].replace(waker.clone()).is_none() {
-                self.idle.push(slot);
-            }
-            return None;
-        };
         let now = clock.now();
+        let task = loop {
+            match self.pick() {
+                Some(task) if now < task.deadline() => break task,
+                // The process was frozen while it waited: the lease is over and somebody else may have the task.
+                Some(task) => {
+                    self.unhold(&task);
+                    if matches!(self.alone, Alone::Running) {
+                        self.alone = Alone::Nobody;
+                    }
+                }
+                None => {
+                    if self.wakers[slot].replace(waker.clone()).is_none() {
+                        self.idle.push(slot);
+                    }
+                    return None;
+                }
+            }
+        };
         self.running += 1;
         self.lanes[task.lane].running += 1;
         self.left = self.left.map(|left| left.saturating_sub(1));
@@ -265,7 +295,10 @@ impl State {
         let count = self.lanes.len();
         let lane = match self.strategy {
             _ if self.buffered == 0 => None,
-            Strategy::Fair => (1..=count).map(|n| (self.cursor + n) % count).find(|n| can(&self.lanes[*n])),
+            Strategy::Fair => {
+                let able = (1..=count).map(|n| (self.cursor + n) % count).filter(|n| can(&self.lanes[*n]));
+                able.min_by(|a, b| self.lanes[*a].used.total_cmp(&self.lanes[*b].used))
+            }
             Strategy::Strict => (0..count).find(|n| can(&self.lanes[*n])),
             Strategy::Weighted => {
                 let total: u32 = self.lanes.iter().filter(|lane| can(lane)).map(|lane| lane.weight).sum();
@@ -279,8 +312,16 @@ impl State {
             }
         }?;
         self.cursor = lane;
+        self.use_share(lane);
         self.buffered -= 1;
         self.lanes[lane].buffer.pop_front()
+    }
+
+    /// A queue that had nothing for a while has no claim to what it left to the others.
+    fn use_share(&mut self, lane: usize) {
+        let now = self.lanes[lane].used.max(self.share_now);
+        self.share_now = now;
+        self.lanes[lane].used = now + 1.0 / f64::from(self.lanes[lane].weight);
     }
 
     /// A slot is free again.
@@ -323,7 +364,7 @@ impl State {
     /// Whether nothing is ready, buffered, running or left to be settled.
     pub(crate) fn is_drained(&self) -> bool {
         let idle = self.running == 0 && self.buffered == 0 && matches!(self.alone, Alone::Nobody);
-        idle && self.lanes.iter().all(|lane| lane.empty_at == Some(self.settled))
+        idle && self.lanes.iter().all(|lane| lane.dead || lane.empty_at == Some(self.settled))
     }
 }
 
@@ -342,7 +383,7 @@ impl From<&Policy> for LeaseRules {
 
 /// When to renew a lease: a third of it has passed.
 pub(crate) fn touch_at(task: &Attempt) -> Moment {
-    task.deadline() - task.incoming.ttr * 2 / 3
+    task.deadline() - task.incoming.ttr / 3 * 2
 }
 
 /// When an attempt nobody touches is cancelled: early enough to store that it failed.
