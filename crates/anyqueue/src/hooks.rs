@@ -83,7 +83,7 @@ impl Hooks {
         self
     }
 
-    /// After a failed attempt, with the reason.
+    /// After a failed attempt, with the reason. A hold that the worker asked for is no failure.
     #[must_use]
     pub fn on_error(mut self, hook: impl Fn(&AttemptInfo, &str) + Send + Sync + 'static) -> Self {
         self.error = Some(Arc::new(hook));
@@ -97,7 +97,8 @@ impl Hooks {
         self
     }
 
-    /// When the broker has stored what became of a task.
+    /// When the broker has stored what became of a task. It runs on the runner's own thread, which also renews leases: it
+    /// must not block.
     #[must_use]
     pub fn on_change(mut self, hook: impl Fn(&AttemptInfo, &Verdict) + Send + Sync + 'static) -> Self {
         self.change = Some(Arc::new(hook));
@@ -115,6 +116,7 @@ impl Hooks {
         info: impl Fn() -> AttemptInfo,
         verdict: &Verdict,
         took: Duration,
+        deliberate: bool,
         failed: impl Fn() -> u32,
         notify_after: Option<u32>,
     ) {
@@ -122,7 +124,7 @@ impl Hooks {
             guarded("after_attempt", || hook(&info(), verdict, took));
         }
         let reason = match verdict {
-            Verdict::Retried { reason, .. } | Verdict::Held(reason) => reason,
+            Verdict::Retried { reason, .. } | Verdict::Held(reason) if !deliberate => reason,
             _ => return,
         };
         if let Some(hook) = &self.error {

@@ -240,12 +240,15 @@ async fn hooks_are_told_everything_and_change_nothing() {
         .on_error(move |info, reason| c(format!("error {} {reason}", info.attempt)))
         .on_notice(move |info, failures| d(format!("notice {} {failures}", info.attempt)))
         .on_change(move |info, verdict| e(format!("change {} {}", info.attempt, matches!(verdict, Verdict::Held(_)))));
-    let handler = Queue::new("q", ()).worker("w", |_, _: Task<u32>| async { Err::<(), _>("no") });
+    let handler = Queue::new("q", ())
+        .worker("w", |_, _: Task<u32>| async { Err::<(), _>("no") })
+        .worker("parked", |_, _: Task<u32>| async { Outcome::hold("on purpose") });
     send(&queues, "q", NewTask::new("w", &1)).await;
+    send(&queues, "q", NewTask::new("parked", &1)).await;
     let runner = Runner::new(queues).queue(handler).hooks(hooks).slots(1);
     let handle = runner.handle();
     let run = tokio::spawn(runner.run());
-    while handle.progress().held == 0 {
+    while handle.progress().held < 2 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     handle.stop();
@@ -253,7 +256,7 @@ async fn hooks_are_told_everything_and_change_nothing() {
     note("end".into());
     let log = log.lock().unwrap();
     let count = |start: &str| log.iter().filter(|line| line.starts_with(start)).count();
-    assert_eq!(["before", "after", "error", "notice", "change"].map(count), [3, 3, 3, 1, 3], "{log:?}");
+    assert_eq!(["before", "after", "error", "notice", "change"].map(count), [4, 4, 3, 1, 4], "{log:?}");
     assert!(log.contains(&"notice 2 2".into()) && log.contains(&"change 3 true".into()), "{log:?}");
 }
 

@@ -13,6 +13,7 @@ use super::decide::{self, Verdict};
 use super::shared::Shared;
 use super::state::LeaseRules;
 use crate::hooks::AttemptInfo;
+use crate::outcome::Kind;
 
 /// Runs tasks until the runner aborts it.
 pub(crate) async fn run(shared: Arc<Shared>, slot: usize) {
@@ -61,6 +62,7 @@ async fn work(shared: &Arc<Shared>, attempt: Arc<Attempt>, started: Moment) {
     let now = shared.clock.now();
     let took = now.since(started);
     let wall = shared.clock.wall();
+    let deliberate = matches!(&ran, Ran::Returned(outcome) if matches!(outcome.kind, Kind::Hold(_)));
     let (decision, rest) = match ran {
         Ran::Returned(outcome) => {
             if outcome.stop {
@@ -77,6 +79,7 @@ async fn work(shared: &Arc<Shared>, attempt: Arc<Attempt>, started: Moment) {
         || AttemptInfo::of(&attempt),
         &decision.verdict,
         took,
+        deliberate,
         || attempt.incoming.wire.failed,
         registered.policy.notify_after,
     );
