@@ -11,7 +11,7 @@ use anyqueue_core::{
 };
 
 use crate::outcome::Kind;
-use crate::queue::{Queue, Worker};
+use crate::queue::Queue;
 use crate::queues::Queues;
 use crate::runner::{Attempt, Ran, run_attempt};
 use crate::settings::QueueSettings;
@@ -39,7 +39,7 @@ impl Inline {
         let settler = Arc::new(Recorder::default());
         let attempt = attempt(&queue.name, envelope.body, envelope.ttr, settler, queues.clock().clone());
         let unfinished = |what: String| Err(Error::new(ErrorKind::Unsupported, what).with("task", &task));
-        match run(&attempt, &**worker).await {
+        match run_attempt(&attempt, &**worker).await {
             Ran::Returned(outcome) => match outcome.kind {
                 Kind::Done | Kind::Discard(_) => Ok(()),
                 _ => unfinished(format!("the task ran inline and did not end as done: {outcome}")),
@@ -70,11 +70,6 @@ pub(crate) fn attempt(
         Delivery { receipt: receipt.clone(), queue: queue.clone(), raw: body, native: native.clone(), lease: ttr, deadline };
     let incoming = Incoming::read(&delivery, "inline", Defaults::default());
     Arc::new(Attempt::new(incoming, receipt, native, deadline, queue.clone(), 0, settler, clock))
-}
-
-/// Runs a worker where nobody else looks after its time.
-pub(crate) async fn run(attempt: &Arc<Attempt>, worker: &dyn Worker) -> Ran {
-    run_attempt(attempt, worker).await
 }
 
 /// A settler without a broker: it counts touches.

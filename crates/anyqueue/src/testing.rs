@@ -179,7 +179,7 @@ pub async fn perform<T: Serialize + ?Sized>(handler: impl Into<Queue>, worker: &
     let attempt = inline::attempt(&name, task.wire.write(), anyqueue_core::time::DEFAULT_TTR, recorder.clone(), clock.clone());
     let policy = Policy { backoff: crate::Backoff { jitter: 0.0, ..Default::default() }, ..Policy::default() };
     let now = anyqueue_core::Clock::wall(&*clock);
-    let (decision, stop) = match inline::run(&attempt, &**worker).await {
+    let (decision, stop) = match runner::run_attempt(&attempt, &**worker).await {
         Ran::Returned(outcome) => {
             let stop = outcome.stop;
             (runner::returned(outcome, &attempt.with_checkpoint(), &policy, now), stop)

@@ -60,6 +60,17 @@ fn counting(name: &str, count: &Arc<AtomicUsize>) -> Queue {
     queue.into()
 }
 
+/// Waits while something holds; a day of the paused clock is too long.
+async fn as_long_as(holds: impl Fn() -> bool) {
+    let limit = Duration::from_secs(24 * 3600);
+    let over = async {
+        while holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(limit, over).await.expect("it still holds");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_is_down_stops_no_other_and_is_taken_back() {
     let queues = staged("down", None, TestClock::start()).await;
@@ -68,9 +79,7 @@ async fn a_broker_that_is_down_stops_no_other_and_is_taken_back() {
     let runner = Runner::new(queues.clone()).queue(counting("q", &q_runs)).queue(counting("other", &other_runs));
     let handle = runner.handle();
     let run = tokio::spawn(runner.run());
-    while other_runs.load(Ordering::SeqCst) == 0 || handle.health().iter().all(|queue| queue.failures < 3) {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    as_long_as(|| other_runs.load(Ordering::SeqCst) == 0 || handle.health().iter().all(|queue| queue.failures < 3)).await;
     let health = handle.health();
     let down = health.iter().find(|queue| queue.queue == "q").unwrap();
     assert!(down.error.as_deref().unwrap().contains("connection refused") && down.last_answer.is_none(), "{down:?}");
@@ -79,9 +88,7 @@ async fn a_broker_that_is_down_stops_no_other_and_is_taken_back() {
     let back = Scripted::new(Arc::new(TestClock::start()));
     back.feed(&q(), &queues.prepare("q", NewTask::new("w", &1)).unwrap());
     BROKERS.lock().unwrap().insert("down".into(), Arc::new(back.clone()));
-    while q_runs.load(Ordering::SeqCst) == 0 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    as_long_as(|| q_runs.load(Ordering::SeqCst) == 0).await;
     assert_eq!(handle.health().iter().map(|queue| queue.failures).sum::<u32>(), 0);
     handle.stop();
     run.await.unwrap().unwrap();
@@ -146,16 +153,12 @@ async fn a_result_is_stored_again_and_again_until_the_lease_is_over_and_then_it_
     let runner = Runner::new(queues.clone()).queue(counting("q", &runs)).slots(1);
     let handle = runner.handle();
     let run = tokio::spawn(runner.run());
-    while handle.progress().done < 2 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    as_long_as(|| handle.progress().done < 2).await;
     assert_eq!((scripted.settled().len(), runs.load(Ordering::SeqCst)), (2, 2));
     // Now the broker is away for longer than the lease.
     (0..1000).for_each(|_| scripted.fail_next(Verb::Settle, Error::unavailable("reset")));
     scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &3)).unwrap());
-    while handle.progress().late < 1 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    as_long_as(|| handle.progress().late < 1).await;
     handle.stop();
     run.await.unwrap().unwrap();
     assert_eq!(scripted.settled().len(), 2, "past the local deadline nothing is sent");
@@ -175,9 +178,7 @@ async fn a_lost_lease_cancels_the_attempt_and_nothing_is_sent() {
     let runner = Runner::new(queues).queue(handler);
     let handle = runner.handle();
     let run = tokio::spawn(runner.run());
-    while handle.progress().late == 0 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    as_long_as(|| handle.progress().late == 0).await;
     handle.stop();
     run.await.unwrap().unwrap();
     assert!(scripted.settled().is_empty());
@@ -194,9 +195,7 @@ async fn leases_are_renewed_in_batches_well_before_they_end() {
     let runner = Runner::new(queues).queue(handler).slots(5);
     let handle = runner.handle();
     let run = tokio::spawn(runner.run());
-    while handle.progress().done < 5 {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+    as_long_as(|| handle.progress().done < 5).await;
     handle.stop();
     run.await.unwrap().unwrap();
     let touched: Vec<_> = scripted.records().into_iter().filter(|(_, record)| matches!(record, Record::Touched(..))).collect();
@@ -222,12 +221,7 @@ async fn a_redelivered_task_is_marked_first_and_held_when_workers_died_with_it_a
     // The first death proves nothing; three on probation do.
     for crashed in [0, 1, 2] {
         redelivered(&queues, &scripted, body.clone());
-        let settled = async {
-            while scripted.settled().len() <= crashed {
-                tokio::time::sleep(Duration::from_millis(10)).await
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), settled).await.unwrap();
+        as_long_as(|| scripted.settled().len() <= crashed).await;
         let (_, settlement) = scripted.settled().pop().unwrap();
         let Settlement::Retry(next) = settlement else { panic!("{settlement:?}") };
         let wire = Wire::read(&next.body).unwrap();
@@ -235,9 +229,7 @@ async fn a_redelivered_task_is_marked_first_and_held_when_workers_died_with_it_a
         body = next.body;
     }
     redelivered(&queues, &scripted, body);
-    while handle.progress().held == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    as_long_as(|| handle.progress().held == 0).await;
     handle.stop();
     run.await.unwrap().unwrap();
     let (_, settlement) = scripted.settled().pop().unwrap();
@@ -289,9 +281,7 @@ async fn a_task_on_probation_does_not_hold_up_a_process_whose_tasks_run_long() {
     let handle = runner.handle();
     let run = tokio::spawn(runner.run());
     scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &1800)).unwrap());
-    while handle.progress().running == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    as_long_as(|| handle.progress().running == 0).await;
     let mut suspect = Wire::read(&queues.prepare("q", NewTask::new("w", &1)).unwrap().body).unwrap();
     suspect.probation = true;
     scripted.feed_raw(
@@ -300,16 +290,12 @@ async fn a_task_on_probation_does_not_hold_up_a_process_whose_tasks_run_long() {
         NativeFacts { redeliveries: Figure::Exact(0), ..NativeFacts::default() },
         Duration::from_secs(10),
     );
-    while scripted.settled().is_empty() {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    as_long_as(|| scripted.settled().is_empty()).await;
     let (_, settlement) = scripted.settled().remove(0);
     assert!(matches!(&settlement, Settlement::Release(task) if !task.delay.is_zero()), "{settlement:?}");
     // The others go on beside the long one.
     scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &1)).unwrap());
-    while handle.progress().done == 0 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    as_long_as(|| handle.progress().done == 0).await;
     assert_eq!(handle.progress().running, 1);
     handle.stop();
     handle.hurry();
@@ -349,9 +335,12 @@ async fn nothing_is_lost_on_a_broker_that_duplicates_forgets_and_fails() {
     let run = tokio::spawn(runner.run());
     // A task whose settlement is lost four times in a row looks like one that kills its workers, and is held as such.
     let open = |task: &&serde_json::Value| task["state"] != "held";
-    while all_sent(&inner, "q").await.unwrap().iter().any(|task| open(&task)) {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-    }
+    let emptied = async {
+        while all_sent(&inner, "q").await.unwrap().iter().any(|task| open(&task)) {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(7 * 86_400), emptied).await.expect("all tasks come to an end");
     faulty.set(Faults::default());
     handle.stop();
     run.await.unwrap().unwrap();

@@ -20,6 +20,17 @@ async fn send(queues: &Queues, queue: &str, task: NewTask) -> TaskId {
     queues.queue(queue).unwrap().send(task).await.unwrap().id
 }
 
+/// Waits while something holds, half a minute at the most.
+async fn as_long_as(holds: impl Fn() -> bool) {
+    let limit = Duration::from_secs(30);
+    let over = async {
+        while holds() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(limit, over).await.expect("it still holds");
+}
+
 #[test]
 fn handlers_that_block_every_thread_lose_no_lease() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -248,9 +259,7 @@ async fn hooks_are_told_everything_and_change_nothing() {
     let runner = Runner::new(queues).queue(handler).hooks(hooks).slots(1);
     let handle = runner.handle();
     let run = tokio::spawn(runner.run());
-    while handle.progress().held < 2 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    as_long_as(|| handle.progress().held < 2).await;
     handle.stop();
     run.await.unwrap().unwrap();
     note("end".into());
@@ -380,9 +389,7 @@ async fn many_senders_and_workers_lose_and_double_nothing() {
     for sending in sends.collect::<Vec<_>>() {
         sending.await.unwrap();
     }
-    while handle.progress().done < 5000 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    as_long_as(|| handle.progress().done < 5000).await;
     handle.stop();
     assert_eq!(run.await.unwrap().unwrap().unstored, 0);
     for (n, count) in seen.iter().enumerate() {

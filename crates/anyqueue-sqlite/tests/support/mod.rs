@@ -1,4 +1,4 @@
-//! What the tests of this crate share: a clock, a file in a temp folder, tasks.
+//! What the tests of this crate share: a file in a temp folder, tasks.
 
 // Each test file is a program of its own and uses a part.
 #![allow(dead_code, clippy::unwrap_used)]
@@ -8,28 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyqueue_core::{
-    BoxFuture, Broker, Bytes, Clock, ConnectOptions, ConsumeOptions, Consumer, Delivery, Envelope, Moment, QueueName, Result,
-    TaskId,
-};
-
-/// The clock of the machine.
-#[derive(Debug)]
-pub(crate) struct SystemClock;
-
-impl Clock for SystemClock {
-    fn now(&self) -> Moment {
-        Moment::boot_time()
-    }
-
-    fn wall(&self) -> SystemTime {
-        SystemTime::now()
-    }
-
-    fn sleep_until(&self, until: Moment) -> BoxFuture<'static, ()> {
-        Box::pin(tokio::time::sleep(until.since(Moment::boot_time())))
-    }
-}
+use anyqueue_core::{Broker, Bytes, ConnectOptions, ConsumeOptions, Consumer, Delivery, Envelope, QueueName, Result, TaskId};
+use anyqueue_testkit::SystemClock;
 
 pub(crate) const WAIT: Duration = Duration::from_secs(10);
 
