@@ -97,13 +97,15 @@ impl From<QueueName> for String {
 pub struct TaskId(Uuid);
 
 impl TaskId {
-    /// Makes a new id, version 7 (RFC 9562), from a time and random bits.
+    /// Makes a new id, version 7 (RFC 9562), from a time and random bits. The time is taken to a quarter of a
+    /// microsecond (its section 6.2, method 3), so that ids sort as they were made: an index grows at its end.
     pub fn new(at: SystemTime) -> Self {
-        let millis = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let part = (u64::from(since.subsec_nanos() % 1_000_000) << 12) / 1_000_000;
         let mut random = [0u8; 10];
-        random[..8].copy_from_slice(&fastrand::u64(..).to_le_bytes());
-        random[8..].copy_from_slice(&fastrand::u16(..).to_le_bytes());
-        Self(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
+        random[..2].copy_from_slice(&(part as u16).to_be_bytes());
+        random[2..].copy_from_slice(&fastrand::u64(..).to_le_bytes());
+        Self(uuid::Builder::from_unix_timestamp_millis(since.as_millis() as u64, &random).into_uuid())
     }
 
     /// The id of a task that came without one: version 8, the same for each delivery of it.

@@ -97,7 +97,7 @@ impl Admin for SqliteBroker {
         let explain = |e: Error| e.during("purge");
         self.settle_dues(queue).await.map_err(explain)?;
         // What is sent while the purge runs stays.
-        let before = self.gate.shared.read(store::next_seq).await.map_err(explain)?;
+        let before = self.gate.shared.read(|db| Ok(store::next_seq(db)?)).await.map_err(explain)?;
         let mut purged = 0;
         for state in states.iter().copied() {
             loop {

@@ -8,12 +8,14 @@ use anyqueue_core::{
     Accepted, Admin, Broker, BrokerInfo, Capabilities, ConnectOptions, ConsumeOptions, Consumer, Declared, Durability, Envelope,
     Error, Finding, QueueName, Result, Severity, async_trait, time,
 };
+use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::consumer::{SqliteConsumer, spread};
 use crate::error::Fault;
 use crate::shared::{Shared, closed};
 use crate::store::{self, Tx};
+use crate::writer::Job;
 
 /// Free room on the disk below which an operator is told.
 const LITTLE_ROOM: u64 = 256 << 20;
@@ -38,6 +40,44 @@ impl Gate {
     {
         self.check()?;
         self.shared.write(weight, durable, run).await
+    }
+
+    /// Writes tasks together with what others send.
+    async fn send(&self, queue: QueueName, tasks: Vec<Envelope>, create: bool) -> Result<()> {
+        self.check()?;
+        let (reply, answer) = oneshot::channel();
+        self.shared.submit(Box::new(SendJob { queue, tasks, create, reply }), self.shared.config.busy_timeout);
+        answer.await.unwrap_or_else(|_| Err(closed()))
+    }
+}
+
+/// A send on its way through the writing thread.
+struct SendJob {
+    queue: QueueName,
+    tasks: Vec<Envelope>,
+    create: bool,
+    reply: oneshot::Sender<Result<()>>,
+}
+
+impl Job for SendJob {
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), Fault> {
+        store::send(tx, &self.queue, &self.tasks, self.create)
+    }
+
+    fn answer(self: Box<Self>, outcome: Result<()>) {
+        let _ = self.reply.send(outcome);
+    }
+
+    fn weight(&self) -> usize {
+        self.tasks.len()
+    }
+
+    fn durable(&self) -> bool {
+        true
+    }
+
+    fn only_sends(&self) -> bool {
+        true
     }
 }
 
@@ -122,7 +162,7 @@ impl Broker for SqliteBroker {
         let written = if good.is_empty() {
             Ok(())
         } else {
-            self.gate.write(count, true, move |tx| store::send(tx, &name, &good, create)).await
+            self.gate.send(name, good, create).await
         };
         let answers = written.map(|()| (0..count).map(|_| Ok(Accepted::default())).collect());
         let explain = |e: Error| e.during("send").with("queue", queue);

@@ -12,6 +12,8 @@ pub(crate) enum Fault {
     Sqlite(rusqlite::Error),
     /// The job refuses, having written nothing: its neighbours go on.
     Refused(Error),
+    /// A statement for many tasks left some alone, and did not say which: to be done again, one by one.
+    OneByOne,
 }
 
 impl From<rusqlite::Error> for Fault {
@@ -31,6 +33,7 @@ impl Fault {
         match self {
             Self::Sqlite(error) => explain(error, path),
             Self::Refused(error) => error,
+            Self::OneByOne => Error::new(ErrorKind::Protocol, "tasks were looked for one by one, and in vain"),
         }
     }
 }

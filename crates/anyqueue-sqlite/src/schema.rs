@@ -12,11 +12,11 @@ use crate::error::{explain, is_busy};
 /// `anyq`: marks a file as ours (`PRAGMA application_id`).
 const APPLICATION: i32 = i32::from_be_bytes(*b"anyq");
 /// Step n brings a file from version n to n + 1 (`PRAGMA user_version`).
-const STEPS: &[&str] = &[include_str!("sql/v1.sql"), include_str!("sql/v2.sql")];
+const STEPS: &[&str] = &[include_str!("sql/v1.sql"), include_str!("sql/v2.sql"), include_str!("sql/v3.sql")];
 /// Prepared statements that stay in memory: all there are.
 const STATEMENTS: usize = 64;
 /// The log is written back into the file once it has so many pages of 4 KiB.
-const CHECKPOINT_PAGES: u32 = 1000;
+const CHECKPOINT_PAGES: u32 = 4000;
 
 /// Opens the file for writing, and makes or upgrades it where needed.
 pub(crate) fn open_writer(path: &Path, config: &Config) -> Result<Connection> {

@@ -32,6 +32,10 @@ pub(crate) trait Job: Send {
     fn weight(&self) -> usize;
     /// Whether it may not be lost once it was answered.
     fn durable(&self) -> bool;
+    /// Whether all that it does is to send tasks: then it need not see what its neighbours have sent.
+    fn only_sends(&self) -> bool {
+        false
+    }
     /// Whether a look without a lock shows that there is nothing to do.
     fn nothing_to_do(&mut self, _tx: &mut Tx<'_>) -> Result<bool, Fault> {
         Ok(false)
@@ -97,6 +101,8 @@ enum Failure {
     Busy(rusqlite::Error),
     /// One of them, or the file.
     Sqlite(rusqlite::Error),
+    /// Some of them have to be done one by one.
+    OneByOne,
     /// The file could not be opened, or is not there any more.
     File(Error),
 }
@@ -152,9 +158,11 @@ impl Writer {
     /// Brings a group to its end, with pauses where another process writes.
     fn work(&mut self, mut jobs: Waiting) {
         let mut pause = Duration::from_micros(100);
+        let mut quick = true;
         while !jobs.is_empty() {
-            match self.attempt(&mut jobs) {
+            match self.attempt(&mut jobs, quick) {
                 Ok(()) => return,
+                Err(Failure::OneByOne) => quick = false,
                 Err(Failure::Busy(error)) => {
                     let now = Instant::now();
                     let error = explain(error, &self.path);
@@ -184,8 +192,8 @@ impl Writer {
     }
 
     /// One transaction. Answers the jobs if it was committed, leaves them where they are if not.
-    fn attempt(&mut self, jobs: &mut Waiting) -> Result<(), Failure> {
-        let result = self.transaction(jobs);
+    fn attempt(&mut self, jobs: &mut Waiting, quick: bool) -> Result<(), Failure> {
+        let result = self.transaction(jobs, quick);
         if let Err(failure) = &result {
             self.memory.forget();
             if let Some(open) = &self.open
@@ -200,7 +208,7 @@ impl Writer {
         result
     }
 
-    fn transaction(&mut self, jobs: &mut Waiting) -> Result<(), Failure> {
+    fn transaction(&mut self, jobs: &mut Waiting, quick: bool) -> Result<(), Failure> {
         if self.open.is_none() {
             self.open = Some(Open::new(&self.config, &self.path).map_err(Failure::File)?);
             self.counted.reopened.fetch_add(1, Ordering::Relaxed);
@@ -209,7 +217,7 @@ impl Writer {
         let now = unix_millis(self.clock.wall()) as i64;
         let mut idle = vec![false; jobs.len()];
         if jobs.iter().all(|(job, _)| !job.durable()) {
-            let mut tx = Tx::new(&open.connection, now, &mut self.memory);
+            let mut tx = Tx::new(&open.connection, now, &mut self.memory, quick);
             for ((job, _), idle) in jobs.iter_mut().zip(&mut idle) {
                 *idle = matches!(job.nothing_to_do(&mut tx), Ok(true));
             }
@@ -222,12 +230,16 @@ impl Writer {
             open.sync(durable)?;
             open.statement("BEGIN IMMEDIATE")?;
             let now = unix_millis(self.clock.wall()) as i64;
-            let mut tx = Tx::new(&open.connection, now, &mut self.memory);
+            let mut tx = Tx::new(&open.connection, now, &mut self.memory, quick);
             for ((job, _), idle) in jobs.iter_mut().zip(idle) {
+                if !job.only_sends() {
+                    tx.write_sent()?;
+                }
                 outcomes.push(match if idle { Ok(()) } else { job.run(&mut tx) } {
                     Ok(()) => Ok(()),
                     Err(Fault::Refused(error)) => Err(error),
                     Err(Fault::Sqlite(error)) => return Err(error.into()),
+                    Err(Fault::OneByOne) => return Err(Failure::OneByOne),
                 });
             }
             let changes = tx.finish()?;

@@ -36,7 +36,7 @@ async fn an_older_file_is_upgraded_with_its_tasks() {
     assert_eq!(bodies(&take(&mut *consumer, 10).await.unwrap()), ["kept"]);
     broker.close().await.unwrap();
     let version: i32 = Connection::open(&path).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-    assert_eq!(version, 2);
+    assert_eq!(version, 3);
 }
 
 #[tokio::test]
@@ -48,7 +48,7 @@ async fn a_newer_file_is_refused_with_both_versions() {
     let error = anyqueue_sqlite::DRIVER.open(options(&path)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooNew);
     let text = error.to_string();
-    assert!(text.contains("version 99") && text.contains("up to 2") && text.contains("upgrade"), "{text}");
+    assert!(text.contains("version 99") && text.contains("up to 3") && text.contains("upgrade"), "{text}");
 }
 
 #[tokio::test]

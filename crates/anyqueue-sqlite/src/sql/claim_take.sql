@@ -1,1 +1,1 @@
-UPDATE task SET state = 4, due = ?2, reserves = reserves + 1 WHERE seq = ?1
+UPDATE OR ROLLBACK task SET state = 4, due = ?1 + ttr, reserves = reserves + 1 WHERE seq IN ([?])

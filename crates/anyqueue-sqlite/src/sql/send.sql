@@ -1,3 +1,3 @@
-INSERT INTO task(seq, queue, state, priority, due, ttr, delay, sent_at, id, body)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+INSERT OR ROLLBACK INTO task(sent_at, due, state, delay, seq, queue, priority, ttr, id, body)
+VALUES [(?1, ?1, 2, 0, ?, ?, ?, ?, ?, ?)]
 ON CONFLICT(id, queue) DO NOTHING

@@ -30,6 +30,7 @@ pub(crate) fn kick_ids(tx: &mut Tx<'_>, name: &QueueName, ids: &[TaskId]) -> Res
 /// Removes tasks that are not reserved.
 pub(crate) fn delete(tx: &mut Tx<'_>, name: &QueueName, ids: &[TaskId]) -> Result<Vec<Result<()>>, Fault> {
     let queue = tx.queue(name)?.ok_or_else(|| missing(name))?;
+    tx.count()?;
     let mut find = tx.db.prepare_cached("SELECT seq, state, due FROM task WHERE id = ?1 AND queue = ?2")?;
     let mut delete = tx.db.prepare_cached("DELETE FROM task WHERE seq = ?1")?;
     let mut answers = Vec::with_capacity(ids.len());
@@ -54,6 +55,7 @@ pub(crate) fn delete(tx: &mut Tx<'_>, name: &QueueName, ids: &[TaskId]) -> Resul
 /// Removes up to `limit` tasks of a state, of those that were there at a time. Says how many.
 pub(crate) fn purge(tx: &mut Tx<'_>, name: &QueueName, state: State, before: i64, limit: usize) -> Result<usize, Fault> {
     let queue = tx.queue(name)?.ok_or_else(|| missing(name))?;
+    tx.count()?;
     let sql = match state {
         State::Ready => include_str!("../sql/purge_ready.sql"),
         State::Delayed => include_str!("../sql/purge_delayed.sql"),
@@ -71,11 +73,6 @@ fn purge_reserved(tx: &mut Tx<'_>, queue: i64, before: i64, limit: usize) -> Res
         tx.changes.ended.push(seq);
     }
     Ok(purged)
-}
-
-/// The number that the next task will get: what is below was there before.
-pub(crate) fn next_seq(db: &Connection) -> Result<i64, Fault> {
-    Ok(db.prepare_cached("SELECT next_seq FROM counter")?.query_row([], |row| row.get(0))?)
 }
 
 /// Pauses a queue until a time of day, or ends its pause.

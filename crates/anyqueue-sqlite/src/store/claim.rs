@@ -7,9 +7,11 @@ use anyqueue_core::QueueName;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension};
 
+use super::many::Many;
 use super::{Tx, find_queue, lease, missing};
 use crate::error::Fault;
 
+static TAKE: Many = Many::new(include_str!("../sql/claim_take.sql"));
 /// Delayed tasks that one claim makes ready at most; the next claim goes on.
 const PROMOTE: i64 = 4096;
 
@@ -49,10 +51,11 @@ impl Claim {
         if found.is_empty() {
             return Ok((found, find_due(tx.db, queue)?));
         }
-        let mut take = tx.db.prepare_cached(include_str!("../sql/claim_take.sql"))?;
-        for task in &found {
-            take.execute((task.seq, tx.now + task.ttr))?;
-        }
+        TAKE.each(tx.db, &found, |statement, tasks| {
+            statement.raw_bind_parameter(1, tx.now)?;
+            tasks.iter().enumerate().try_for_each(|(n, task)| statement.raw_bind_parameter(n + 2, task.seq))?;
+            statement.raw_execute().map(drop)
+        })?;
         lease::add(tx, queue, &found)?;
         Ok((found, None))
     }

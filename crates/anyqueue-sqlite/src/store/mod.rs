@@ -4,6 +4,7 @@ mod admin;
 mod claim;
 mod lease;
 mod listing;
+mod many;
 mod send;
 mod settle;
 
@@ -14,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::error::Fault;
 
-pub(crate) use admin::{delete, kick, kick_ids, next_seq, pause, paused, purge};
+pub(crate) use admin::{delete, kick, kick_ids, pause, paused, purge};
 pub(crate) use claim::{Claim, Taken, advance, has_ready, is_due};
 pub(crate) use lease::LeaseBook;
 pub(crate) use listing::{facts, held, info, peek, stats};
@@ -72,29 +73,54 @@ pub(crate) struct Tx<'c> {
     pub(crate) db: &'c Connection,
     /// The time of day, in milliseconds.
     pub(crate) now: i64,
+    /// Whether what comes may be done in one statement, of which it is not known whom it did not find.
+    quick: bool,
     memory: &'c mut Memory,
     next_seq: Option<i64>,
+    /// Whether the tasks alone do not show which numbers were used.
+    counts: bool,
+    unwritten: Vec<send::Unwritten>,
     changes: Changes,
 }
 
 impl<'c> Tx<'c> {
-    pub(crate) fn new(db: &'c Connection, now: i64, memory: &'c mut Memory) -> Self {
-        Self { db, now, memory, next_seq: None, changes: Changes::default() }
+    pub(crate) fn new(db: &'c Connection, now: i64, memory: &'c mut Memory, quick: bool) -> Self {
+        let changes = Changes::default();
+        Self { db, now, quick, memory, next_seq: None, counts: false, unwritten: Vec::new(), changes }
     }
 
-    /// A number that no task and no lease had before.
-    fn seq(&mut self) -> rusqlite::Result<i64> {
+    /// As many numbers as are asked for, one after the other, that no task and no lease had before: the first of them.
+    /// Each is for a task.
+    fn numbers(&mut self, count: usize) -> rusqlite::Result<i64> {
         let seq = match self.next_seq {
             Some(seq) => seq,
-            None => self.db.prepare_cached("SELECT next_seq FROM counter")?.query_row([], |row| row.get(0))?,
+            None => next_seq(self.db)?,
         };
-        self.next_seq = Some(seq + 1);
+        self.next_seq = Some(seq + count as i64);
         Ok(seq)
     }
 
+    /// A number that no task and no lease had before, for either.
+    fn seq(&mut self) -> rusqlite::Result<i64> {
+        self.counts = true;
+        self.numbers(1)
+    }
+
+    /// To be called before tasks are removed that were never reserved: afterwards nothing shows their numbers.
+    fn count(&mut self) -> rusqlite::Result<()> {
+        self.counts = true;
+        self.numbers(0).map(drop)
+    }
+
+    /// Writes what was sent in this transaction, before something else looks at it.
+    pub(crate) fn write_sent(&mut self) -> rusqlite::Result<()> {
+        send::write(self)
+    }
+
     /// The last statements before the commit.
-    pub(crate) fn finish(self) -> rusqlite::Result<Changes> {
-        if let Some(next) = self.next_seq {
+    pub(crate) fn finish(mut self) -> rusqlite::Result<Changes> {
+        self.write_sent()?;
+        if let Some(next) = self.next_seq.filter(|_| self.counts) {
             self.db.prepare_cached("UPDATE counter SET next_seq = ?1")?.execute([next])?;
         }
         self.memory.leases.clear(self.db)?;
@@ -132,6 +158,11 @@ impl<'c> Tx<'c> {
             self.changes.woken.push(queue.clone());
         }
     }
+}
+
+/// The number that the next task will get: what is below was there before.
+pub(crate) fn next_seq(db: &Connection) -> rusqlite::Result<i64> {
+    db.prepare_cached(include_str!("../sql/next_seq.sql"))?.query_row([], |row| row.get(0))
 }
 
 pub(crate) fn find_queue(db: &Connection, name: &QueueName) -> rusqlite::Result<Option<i64>> {

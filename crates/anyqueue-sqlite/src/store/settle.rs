@@ -4,8 +4,11 @@ use anyqueue_core::{Envelope, Error, QueueName, Receipt, Result, Settlement};
 use rusqlite::OptionalExtension;
 use std::time::Duration;
 
+use super::many::Many;
 use super::{Tx, lease, millis, state};
 use crate::error::Fault;
+
+static DONE: Many = Many::new(include_str!("../sql/done.sql"));
 
 /// One answer per item.
 type Answers = Vec<Result<()>>;
@@ -17,12 +20,20 @@ pub(crate) fn key(receipt: &Receipt) -> (i64, i64) {
 
 /// Ends reservations of a queue.
 pub(crate) fn settle(tx: &mut Tx<'_>, queue: &QueueName, batch: &[(Receipt, Settlement)]) -> Result<Answers, Fault> {
-    let mut done = tx.db.prepare_cached(include_str!("../sql/done.sql"))?;
     let mut answers = Vec::with_capacity(batch.len());
-    for (receipt, settlement) in batch {
+    while let [(receipt, settlement), ..] = &batch[answers.len()..] {
         let (seq, reserves) = key(receipt);
         let changed = match settlement {
-            Settlement::Done => done.execute((seq, reserves, tx.now))?,
+            Settlement::Done => {
+                let alike = |(other, settlement): &&(Receipt, Settlement)| {
+                    matches!(settlement, Settlement::Done) && key(other).1 == reserves
+                };
+                let most = if tx.quick { usize::MAX } else { 1 };
+                let seqs: Vec<i64> =
+                    batch[answers.len()..].iter().take_while(alike).take(most).map(|(receipt, _)| key(receipt).0).collect();
+                answers.extend(done(tx, &seqs, reserves)?);
+                continue;
+            }
             Settlement::Release(task) => release(tx, queue, (seq, reserves), task)?,
             Settlement::Retry(task) => retry(tx, queue, (seq, reserves), task)?,
             Settlement::Hold(task, _) => hold(tx, (seq, reserves), task)?,
@@ -33,6 +44,24 @@ pub(crate) fn settle(tx: &mut Tx<'_>, queue: &QueueName, batch: &[(Receipt, Sett
         answers.push(if changed == 1 { Ok(()) } else { Err(Error::lease_lost()) });
     }
     Ok(answers)
+}
+
+/// Removes tasks of one number of reservations. Where a statement for many did not find all of them, the transaction
+/// has to be done again, one by one.
+fn done(tx: &mut Tx<'_>, seqs: &[i64], reserves: i64) -> Result<Answers, Fault> {
+    let mut found = 0;
+    DONE.each(tx.db, seqs, |statement, seqs| {
+        statement.raw_bind_parameter(1, tx.now)?;
+        statement.raw_bind_parameter(2, reserves)?;
+        seqs.iter().enumerate().try_for_each(|(n, seq)| statement.raw_bind_parameter(n + 3, seq))?;
+        found += statement.raw_execute()?;
+        Ok::<_, rusqlite::Error>(())
+    })?;
+    if found == seqs.len() {
+        tx.changes.ended.extend_from_slice(seqs);
+        return Ok(seqs.iter().map(|_| Ok(())).collect());
+    }
+    if seqs.len() > 1 { Err(Fault::OneByOne) } else { Ok(vec![Err(Error::lease_lost())]) }
 }
 
 fn put(now: i64, task: &Envelope) -> (i64, i64, i64) {

@@ -5,10 +5,8 @@
 //! Ratios are anyqueue's to the raw one's of the same run and the same `synchronous`. Raw SQLite works in a process of its
 //! own: the bundled build has one page cache for all connections of a process, and two that are busy spoil each other's.
 
-#[path = "../../../anyqueue-sqlite/benches/raw/mod.rs"]
-mod raw;
-
 mod meter;
+mod raw;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +20,8 @@ use tokio::sync::Semaphore;
 
 const SENDERS: usize = 64;
 const SLOTS: usize = 64;
+/// How often each is measured, by turns: a machine has slow minutes.
+const ROUNDS: usize = 5;
 const BODY: &str =
     r#"{"id":1,"t":17000000000000,"kind":"noop","to":"someone@example.com","body":"Lorem ipsum dolor sit amet, consect"}"#;
 
@@ -60,6 +60,11 @@ fn rate(count: usize, took: Duration) -> f64 {
 
 fn line(what: &str, raw: f64, ours: f64, more: &str) {
     println!("  {what:<24} raw {raw:>9.0}/s   anyqueue {ours:>9.0}/s   ratio {:.2}{more}", ours / raw);
+}
+
+fn median(mut ratios: Vec<f64>) -> f64 {
+    ratios.sort_unstable_by(f64::total_cmp);
+    ratios[ratios.len() / 2]
 }
 
 async fn sends(sender: &Sender, producers: usize, tasks: usize) -> f64 {
@@ -106,15 +111,19 @@ async fn speed(tasks: usize) {
         let [raw, _] = raw_rates(&folder.path().join("one.db"), durability, "one", few);
         line("W1 one by one", raw, sends(&sender, 1, few).await, "");
         drain(&queues).await;
-        for round in 0..3 {
+        let (mut ins, mut outs) = (Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
             let [raw_in, raw_out] = raw_rates(&folder.path().join(format!("raw{round}.db")), durability, "many", tasks);
             let (trips, cpu) = (round_trips(&queues).await, meter::cpu());
             let ours = sends(&sender, SENDERS, tasks).await;
             line("W2 64 senders", raw_in, ours, &cost(&queues, trips, cpu, tasks).await);
+            ins.push(ours / raw_in);
             let (trips, cpu) = (round_trips(&queues).await, meter::cpu());
             let (count, ours) = drain(&queues).await;
             line("W3 drain, 64 slots", raw_out, ours, &cost(&queues, trips, cpu, count).await);
+            outs.push(ours / raw_out);
         }
+        println!("  median ratio of {ROUNDS} rounds: W2 {:.2}, W3 {:.2}", median(ins), median(outs));
     }
     println!("  peak RSS so far {} MB", meter::peak_rss_mb());
 }

@@ -17,6 +17,9 @@ use super::shared::{Shared, Watched};
 /// An idle reserve waits so long before it looks again: a safety net, since wake-ups are pushed.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// How many tasks are read before they are handed to the slots.
+const PART: usize = 64;
+
 /// Feeds one queue's buffer until the runner is quiet.
 pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: PriorityRange, prefetch: usize, strict: bool) {
     let mut consumer: Option<Consuming> = None;
@@ -169,10 +172,24 @@ async fn broken_off(shared: &Shared, watched: &Watched) {
     }
 }
 
-/// Reads deliveries and sorts out those that no worker will see.
+/// Takes in what came, a part at a time: the first are at work while the last are read. A filter is asked once.
 async fn take_in(shared: &Arc<Shared>, watched: &Watched, settler: Arc<dyn Settler>, deliveries: Vec<Delivery>) {
+    let part = if shared.filter.is_some() { deliveries.len() } else { PART };
+    let mut deliveries = deliveries.into_iter();
+    while deliveries.len() > 0 {
+        take_in_part(shared, watched, &settler, deliveries.by_ref().take(part)).await;
+    }
+}
+
+/// Reads deliveries and sorts out those that no worker will see.
+async fn take_in_part(
+    shared: &Arc<Shared>,
+    watched: &Watched,
+    settler: &Arc<dyn Settler>,
+    deliveries: impl Iterator<Item = Delivery>,
+) {
     let broker = &*watched.settings.broker;
-    let attempts = deliveries.into_iter().map(|delivery| {
+    let attempts = deliveries.map(|delivery| {
         let incoming = Incoming::read(&delivery, broker, watched.defaults());
         let Delivery { receipt, queue, native, deadline, .. } = delivery;
         Arc::new(Attempt::new(incoming, receipt, native, deadline, queue, watched.lane, settler.clone(), shared.clock.clone()))

@@ -40,13 +40,9 @@ impl Raw {
     }
 
     pub(crate) fn one_by_one(&mut self, count: usize) -> (usize, Duration) {
-        self.batches(1, count)
-    }
-
-    pub(crate) fn batches(&mut self, size: usize, count: usize) -> (usize, Duration) {
         let start = Instant::now();
-        (0..count / size).for_each(|_| self.insert(size));
-        (count / size * size, start.elapsed())
+        (0..count).for_each(|_| self.insert(1));
+        (count, start.elapsed())
     }
 
     pub(crate) fn drain(&mut self, size: usize) -> (usize, Duration) {

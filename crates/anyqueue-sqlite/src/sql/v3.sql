@@ -1,0 +1,3 @@
+-- From here on `counter.next_seq` may lag behind the tasks: the next number is that, or one above the highest `task.seq`,
+-- whichever is higher. So a send, whose task shows its number, leaves the counter's page alone. Whoever reserves tasks,
+-- or removes some that were never reserved, writes the counter first. Programs that do not know this must not open the file.
