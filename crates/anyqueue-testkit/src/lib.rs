@@ -59,6 +59,7 @@ mod run;
 mod sample;
 mod scripted;
 mod server;
+pub mod servers;
 mod trials;
 
 pub use child::Child;

@@ -1,0 +1,1 @@
+//! The beanstalkd broker of anyqueue.

@@ -1,0 +1,1 @@
+//! The redis broker of anyqueue.

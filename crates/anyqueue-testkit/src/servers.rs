@@ -1,0 +1,4 @@
+//! Servers as the tests start them: private, with their data on disk.
+
+pub mod beanstalkd;
+pub mod redis;

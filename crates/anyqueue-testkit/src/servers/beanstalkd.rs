@@ -1,0 +1,1 @@
+//! A beanstalkd with its binlog on.

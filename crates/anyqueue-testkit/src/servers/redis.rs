@@ -1,0 +1,1 @@
+//! A redis-server with its append-only file on.
