@@ -1,8 +1,13 @@
-//! What this process has used, as proc(5) tells it.
+//! What a process has used, as proc(5) tells it.
 
-/// Seconds of CPU, user and system.
+/// Seconds of CPU of this process, user and system.
 pub(crate) fn cpu() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("proc is mounted");
+    cpu_of(std::process::id())
+}
+
+/// Seconds of CPU of a process, user and system.
+pub(crate) fn cpu_of(process: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("proc is mounted, and the process lives");
     let after_name = stat.rsplit(") ").next().expect("there is a name");
     // Fields 14 and 15, in clock ticks of a hundredth of a second.
     let ticks: u64 = after_name.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum();

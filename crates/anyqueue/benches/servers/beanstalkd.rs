@@ -1,0 +1,106 @@
+//! The least on beanstalkd: a connection per sender, and two that each delete 32 and reserve 32 in one write.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use crate::load::{BODY, Payload, Raw, SENDERS, SLOTS, rate};
+
+const BATCH: usize = 32;
+
+pub(crate) struct RawBeanstalkd(pub(crate) SocketAddr);
+
+struct Connection {
+    input: BufReader<OwnedReadHalf>,
+    output: OwnedWriteHalf,
+    line: String,
+}
+
+impl Connection {
+    async fn open(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.expect("connects");
+        stream.set_nodelay(true).expect("a socket");
+        let (input, output) = stream.into_split();
+        let mut connection = Self { input: BufReader::with_capacity(1 << 16, input), output, line: String::new() };
+        connection.write(b"use raw\r\nwatch raw\r\n").await;
+        connection.reply().await;
+        connection.reply().await;
+        connection
+    }
+
+    async fn write(&mut self, bytes: &[u8]) {
+        self.output.write_all(bytes).await.expect("writes");
+    }
+
+    async fn reply(&mut self) -> &str {
+        self.line.clear();
+        assert!(self.input.read_line(&mut self.line).await.expect("reads") > 0, "the server closed the connection");
+        self.line.trim_end()
+    }
+}
+
+async fn send(address: SocketAddr, tasks: usize) {
+    let mut connection = Connection::open(address).await;
+    let put = format!("put 1024 0 60 {}\r\n{BODY}\r\n", BODY.len());
+    for _ in 0..tasks {
+        connection.write(put.as_bytes()).await;
+        assert!(connection.reply().await.starts_with("INSERTED"));
+    }
+}
+
+async fn work(address: SocketAddr) -> usize {
+    let mut connection = Connection::open(address).await;
+    let (mut count, mut done, mut body) = (0, Vec::<u64>::new(), Vec::new());
+    loop {
+        let deletes: String = done.iter().map(|id| format!("delete {id}\r\n")).collect();
+        connection.write((deletes + &"reserve-with-timeout 0\r\n".repeat(BATCH)).as_bytes()).await;
+        for _ in done.drain(..) {
+            assert_eq!(connection.reply().await, "DELETED");
+        }
+        for _ in 0..BATCH {
+            let Some(reserved) = connection.reply().await.strip_prefix("RESERVED ") else { continue };
+            let (id, size) = reserved.split_once(' ').expect("an id and a size");
+            done.push(id.parse().expect("an id"));
+            body.resize(size.parse::<usize>().expect("a size") + 2, 0);
+            connection.input.read_exact(&mut body).await.expect("reads");
+            drop(serde_json::from_slice::<Payload>(&body).expect("a payload"));
+        }
+        if done.is_empty() {
+            return count;
+        }
+        count += done.len();
+    }
+}
+
+impl RawBeanstalkd {
+    async fn send(&self, senders: usize, tasks: usize) -> f64 {
+        let (start, each, address) = (Instant::now(), tasks / senders, self.0);
+        let sending: Vec<_> = (0..senders).map(|_| tokio::spawn(send(address, each))).collect();
+        for sender in sending {
+            sender.await.expect("no panic");
+        }
+        rate(each * senders, start.elapsed())
+    }
+}
+
+impl Raw for RawBeanstalkd {
+    async fn one_by_one(&mut self, tasks: usize) -> f64 {
+        let rate = self.send(1, tasks).await;
+        work(self.0).await;
+        rate
+    }
+
+    async fn many(&mut self, tasks: usize) -> [f64; 2] {
+        let sent = self.send(SENDERS, tasks).await;
+        let start = Instant::now();
+        let workers: Vec<_> = (0..SLOTS / BATCH).map(|_| tokio::spawn(work(self.0))).collect();
+        let mut count = 0;
+        for worker in workers {
+            count += worker.await.expect("no panic");
+        }
+        [sent, rate(count, start.elapsed())]
+    }
+}
