@@ -159,11 +159,7 @@ impl Broker for SqliteBroker {
         let good: Vec<Envelope> = good.map(|(task, _)| task.clone()).collect();
         let count = good.len();
         let (name, create) = (queue.clone(), self.create);
-        let written = if good.is_empty() {
-            Ok(())
-        } else {
-            self.gate.send(name, good, create).await
-        };
+        let written = if good.is_empty() { Ok(()) } else { self.gate.send(name, good, create).await };
         let answers = written.map(|()| (0..count).map(|_| Ok(Accepted::default())).collect());
         let explain = |e: Error| e.during("send").with("queue", queue);
         let mut answers = spread(answers, count, explain).into_iter();

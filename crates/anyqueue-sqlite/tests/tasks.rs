@@ -121,7 +121,8 @@ async fn many_sends_and_a_waiting_consumer_lose_nothing() {
         let got = take(&mut *consumer, 100).await.unwrap();
         assert!(!got.is_empty(), "{} of 400 came", seen.len());
         for body in bodies(&got) {
-            let (sender, n) = body.split_once('-').map(|(s, n)| (s.parse::<usize>().unwrap(), n.parse::<i32>().unwrap())).unwrap();
+            let (sender, n) =
+                body.split_once('-').map(|(s, n)| (s.parse::<usize>().unwrap(), n.parse::<i32>().unwrap())).unwrap();
             assert_eq!(n, last[sender] + 1, "in the order in which sender {sender} sent them");
             last[sender] = n;
             assert!(seen.insert(body));

@@ -43,7 +43,8 @@ fn no_statement_of_workers_scans_or_sorts() {
     ];
     for sql in statements {
         // The rows of a `VALUES` are no table; the counter has one row.
-        let plan = plan(sql).replace("SCAN 32-ROW VALUES CLAUSE", "").replace("SCAN CONSTANT ROW", "").replace("SCAN counter", "");
+        let plan =
+            plan(sql).replace("SCAN 32-ROW VALUES CLAUSE", "").replace("SCAN CONSTANT ROW", "").replace("SCAN counter", "");
         assert!(!plan.contains("SCAN") && !plan.contains("TEMP B-TREE"), "{sql}: {plan}");
     }
 }

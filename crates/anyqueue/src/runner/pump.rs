@@ -17,21 +17,29 @@ use super::shared::{Shared, Watched};
 /// An idle reserve waits so long before it looks again: a safety net, since wake-ups are pushed.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// Parts of what may be in this process that are asked for one by one, so that one is settled while another is reserved
+/// and a third one runs.
+const SHARES: usize = 4;
 /// How many tasks are read before they are handed to the slots.
 const PART: usize = 64;
 
-/// Feeds one queue's buffer until the runner is quiet.
+/// Feeds one queue's buffer until the runner is quiet. While what came is read, the next request is under way.
 pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: PriorityRange, prefetch: usize, strict: bool) {
     let mut consumer: Option<Consuming> = None;
-    loop {
-        let Some(demand) = demanded(&shared, &watched, prefetch).await else { break };
+    let mut unread: Option<Unread> = None;
+    while let Some(demand) = demanded(&shared, &watched, prefetch, &mut unread).await {
         // A broker that always answers at once would keep the thread from the other queues.
         tokio::task::yield_now().await;
-        match reserve(&shared, &watched, &mut consumer, demand, &priorities, prefetch, strict).await {
-            Ok(Some(0)) => {}
+        let request = reserve(&shared, &watched, &mut consumer, demand, &priorities, prefetch, strict);
+        let (came, ()) = tokio::join!(request, take_in(&shared, &watched, unread.take()));
+        match came {
+            Ok(Some((_, deliveries))) if deliveries.is_empty() => {}
             // What the broken-off request may have claimed is given back at once.
             Ok(None) => close(&watched, consumer.take()).await,
-            Ok(Some(_)) => shared.counters.idle_cycles.store(0, Ordering::Relaxed),
+            Ok(came) => {
+                shared.counters.idle_cycles.store(0, Ordering::Relaxed);
+                unread = came;
+            }
             Err(e) => {
                 if !failed(&shared, &watched, &e).await {
                     break;
@@ -39,6 +47,7 @@ pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: 
             }
         }
     }
+    take_in(&shared, &watched, unread).await;
     close(&watched, consumer).await;
     shared.state().lanes[watched.lane].dead = true;
     shared.activity.notify_one();
@@ -54,32 +63,40 @@ async fn close(watched: &Watched, consumer: Option<Consuming>) {
 
 /// A consumer and its settler: one and the same for all deliveries, so that settlements go together.
 type Consuming = (Box<dyn Consumer>, Arc<dyn Settler>);
+/// What came, and who settles it.
+type Unread = (Arc<dyn Settler>, Vec<Delivery>);
 
-/// Waits until the queue runs low. `None` once the runner is quiet.
+/// Waits until the queue runs low. `None` once the runner is quiet. What came and was not read yet is taken in where
+/// there is nothing to ask for before.
 ///
 /// No more than `most` tasks are in this process's hands: those whose results are not stored yet count too, since they
 /// come again if it dies.
-async fn demanded(shared: &Shared, watched: &Watched, most: usize) -> Option<NonZeroUsize> {
+async fn demanded(shared: &Arc<Shared>, watched: &Watched, most: usize, unread: &mut Option<Unread>) -> Option<NonZeroUsize> {
     loop {
+        let unread_count = unread.as_ref().map_or(0, |(_, deliveries)| deliveries.len());
         {
             let mut state = shared.state();
             if state.quiet {
                 return None;
             }
             let lane = &state.lanes[watched.lane];
-            let room = most.saturating_sub(lane.running + lane.buffer.len() + watched.settle.open());
-            let demand = state.demand(watched.lane).min(room);
+            let waiting = lane.buffer.len() + unread_count;
+            let room = most.saturating_sub(lane.running + waiting + watched.settle.open());
+            let demand = state.demand(watched.lane, unread_count).min(room).min((most / SHARES).max(PART));
             // Asking for a few at a time would make many small requests of one large one.
-            if demand > lane.buffer.len() || demand > most / 4 {
+            if demand > waiting || demand >= most / SHARES {
                 return NonZeroUsize::new(demand);
             }
-            state.lanes[watched.lane].asking = true;
+            state.lanes[watched.lane].asking = unread.is_none();
         }
-        watched.wanted.notified().await;
+        match unread.take() {
+            Some(unread) => take_in(shared, watched, Some(unread)).await,
+            None => watched.wanted.notified().await,
+        }
     }
 }
 
-/// One request. How many came; `None` if it was broken off.
+/// One request, and what came; `None` if it was broken off.
 async fn reserve(
     shared: &Arc<Shared>,
     watched: &Arc<Watched>,
@@ -88,7 +105,7 @@ async fn reserve(
     priorities: &PriorityRange,
     prefetch: usize,
     strict: bool,
-) -> Result<Option<usize>> {
+) -> Result<Option<Unread>> {
     let (consumer, settler) = match consumer {
         Some(consumer) => consumer,
         None => consumer.insert(connect(watched, priorities, prefetch, strict).await?),
@@ -100,10 +117,7 @@ async fn reserve(
         () = broken_off(shared, watched) => return Ok(None),
     };
     watched.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).answered(&*shared.clock);
-    let count = deliveries.len();
-    if count > 0 {
-        take_in(shared, watched, settler.clone(), deliveries).await;
-    } else if shared.drain {
+    if deliveries.is_empty() && shared.drain {
         // What was settled while the reserve was under way rang then, and its ring is gone: look again.
         let current = {
             let mut state = shared.state();
@@ -115,7 +129,7 @@ async fn reserve(
             watched.wanted.notified().await;
         }
     }
-    Ok(Some(count))
+    Ok(Some((settler.clone(), deliveries)))
 }
 
 async fn connect(watched: &Watched, priorities: &PriorityRange, prefetch: usize, strict: bool) -> Result<Consuming> {
@@ -173,7 +187,8 @@ async fn broken_off(shared: &Shared, watched: &Watched) {
 }
 
 /// Takes in what came, a part at a time: the first are at work while the last are read. A filter is asked once.
-async fn take_in(shared: &Arc<Shared>, watched: &Watched, settler: Arc<dyn Settler>, deliveries: Vec<Delivery>) {
+async fn take_in(shared: &Arc<Shared>, watched: &Watched, unread: Option<Unread>) {
+    let Some((settler, deliveries)) = unread else { return };
     let part = if shared.filter.is_some() { deliveries.len() } else { PART };
     let mut deliveries = deliveries.into_iter();
     while deliveries.len() > 0 {

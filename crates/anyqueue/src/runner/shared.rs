@@ -175,7 +175,7 @@ impl Shared {
 
     /// Rings a queue's pump if the queue runs low.
     pub(crate) fn ring_pump(&self, state: &mut State, lane: usize) {
-        if state.lanes[lane].asking && state.demand(lane) > state.lanes[lane].buffer.len() {
+        if state.lanes[lane].asking && state.demand(lane, 0) > state.lanes[lane].buffer.len() {
             state.lanes[lane].asking = false;
             self.watched[lane].wanted.notify_one();
         }

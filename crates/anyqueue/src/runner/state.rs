@@ -137,8 +137,8 @@ impl State {
         self.lanes.push(lane);
     }
 
-    /// How many tasks a queue's pump should ask for now.
-    pub(crate) fn demand(&self, lane: usize) -> usize {
+    /// How many tasks a queue's pump should ask for now, if so many are about to come into its buffer.
+    pub(crate) fn demand(&self, lane: usize, coming: usize) -> usize {
         if !self.may_reserve() {
             return 0;
         }
@@ -155,9 +155,9 @@ impl State {
             }
             None => 0,
         };
-        let wanted = (share + ahead).saturating_sub(of.buffer.len());
+        let wanted = (share + ahead).saturating_sub(of.buffer.len() + coming);
         match self.left {
-            Some(left) => wanted.min((left as usize).saturating_sub(self.buffered)),
+            Some(left) => wanted.min((left as usize).saturating_sub(self.buffered + coming)),
             None => wanted,
         }
     }
