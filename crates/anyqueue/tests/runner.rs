@@ -396,3 +396,30 @@ async fn many_senders_and_workers_lose_and_double_nothing() {
         assert_eq!(count.load(Ordering::SeqCst), if n.is_multiple_of(7) { 2 } else { 1 }, "task {n}");
     }
 }
+
+/// A filter that takes its time.
+#[derive(Debug)]
+struct Slow;
+
+#[async_trait]
+impl DeliveryFilter for Slow {
+    async fn wanted(&self, _: &QueueName, ids: &[TaskId]) -> anyqueue_core::Result<Vec<bool>> {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        Ok(vec![true; ids.len()])
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_does_not_end_while_what_came_is_being_read() {
+    let queues = queues("[queues.q]\n").await;
+    // Fewer than half of the slots: the next request finds the queue empty while the filter still thinks.
+    for n in 0..20 {
+        send(&queues, "q", NewTask::new("w", &n)).await;
+    }
+    let handler = Queue::new("q", ()).worker("w", |_, _: Task<u32>| async {});
+    let runner = Runner::new(queues).queue(handler).slots(64).filter(Arc::new(Slow));
+    let finished = runner.drain().run().await.unwrap();
+    assert_eq!((finished.why, finished.progress.done), (Why::Drained, 20));
+}

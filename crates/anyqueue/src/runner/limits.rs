@@ -38,7 +38,7 @@ fn reached(shared: &Shared, limits: &RunnerSettings, elapsed: Duration) -> Optio
     }
     let cycles = limits.max_idle_cycles?;
     let state = shared.state();
-    let idle = state.running == 0 && state.buffered == 0;
+    let idle = state.running + state.buffered + state.unread == 0;
     let counter = &shared.counters.idle_cycles;
     if !idle {
         counter.store(0, Ordering::Relaxed);

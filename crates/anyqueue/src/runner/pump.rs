@@ -117,6 +117,7 @@ async fn reserve(
         () = broken_off(shared, watched) => return Ok(None),
     };
     watched.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).answered(&*shared.clock);
+    shared.state().unread += deliveries.len();
     if deliveries.is_empty() && shared.drain {
         // What was settled while the reserve was under way rang then, and its ring is gone: look again.
         let current = {
@@ -192,7 +193,9 @@ async fn take_in(shared: &Arc<Shared>, watched: &Watched, unread: Option<Unread>
     let part = if shared.filter.is_some() { deliveries.len() } else { PART };
     let mut deliveries = deliveries.into_iter();
     while deliveries.len() > 0 {
+        let before = deliveries.len();
         take_in_part(shared, watched, &settler, deliveries.by_ref().take(part)).await;
+        shared.state().unread -= before - deliveries.len();
     }
 }
 

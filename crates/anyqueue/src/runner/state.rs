@@ -83,6 +83,8 @@ pub(crate) struct State {
     pub(crate) quiet: bool,
     pub(crate) running: usize,
     pub(crate) buffered: usize,
+    /// Reserved, and not read yet.
+    pub(crate) unread: usize,
     pub(crate) settled: u64,
     /// How many more attempts may start.
     pub(crate) left: Option<u64>,
@@ -107,6 +109,7 @@ impl State {
             quiet: false,
             running: 0,
             buffered: 0,
+            unread: 0,
             settled: 0,
             left,
             slots,
@@ -361,9 +364,9 @@ impl State {
         self.lanes[lane].empty_at = Some(settled);
     }
 
-    /// Whether nothing is ready, buffered, running or left to be settled.
+    /// Whether nothing is ready, reserved, running or left to be settled.
     pub(crate) fn is_drained(&self) -> bool {
-        let idle = self.running == 0 && self.buffered == 0 && matches!(self.alone, Alone::Nobody);
+        let idle = self.running + self.buffered + self.unread == 0 && matches!(self.alone, Alone::Nobody);
         idle && self.lanes.iter().all(|lane| lane.dead || lane.empty_at == Some(self.settled))
     }
 }
