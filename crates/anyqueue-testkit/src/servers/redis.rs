@@ -1,1 +1,20 @@
 //! A redis-server with its append-only file on.
+
+use anyqueue_core::BoxError;
+
+use crate::server::{Launch, Process, Ready};
+
+/// Starts a `redis-server` in a folder of its own, on a free port of this machine: its append-only file on, no snapshots.
+/// What follows in `settings` wins over that: `["--maxmemory", "10mb"]`, say.
+///
+/// # Errors
+/// If there is no `redis-server` on the path, or it does not become ready; its output is in the text.
+pub async fn start<T: Into<String>>(settings: impl IntoIterator<Item = T>) -> Result<Process, BoxError> {
+    Process::start(launch().args(settings)).await
+}
+
+/// The command of [`start`]: for tests that change how it is started.
+pub fn launch() -> Launch {
+    let usual = ["--bind", "127.0.0.1", "--port", "{port}", "--dir", "{dir}", "--save", "", "--appendonly", "yes"];
+    Launch::new("redis-server").args(usual).ready(Ready::Output("Ready to accept connections".into()))
+}

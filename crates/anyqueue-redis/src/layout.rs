@@ -1,0 +1,233 @@
+//! What lies in Redis under which key, byte by byte.
+//!
+//! All keys of a queue share one hash tag, so that in a cluster they are on one node: `prefix:{queue}` and, behind a
+//! colon, `ready`, `delayed`, `reserved`, `held` (sorted sets), `tasks` and `counts` (hashes).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyqueue_core::{Bytes, Envelope, Figure, NativeFacts, QueueName, Receipt, TaskId, steps_up};
+use redis::{RedisWrite, ToRedisArgs};
+
+/// The version of the layout, written into each queue.
+pub(crate) const VERSION: u32 = 1;
+/// `priority batch place-in-batch id`: what a task is called in the sets.
+pub(crate) const PLACE: usize = 28;
+/// What comes before the body; see `send.lua`.
+pub(crate) const HEAD: usize = 34;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// A duration in milliseconds, rounded up.
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
+    steps_up(duration, MILLISECOND)
+}
+
+/// The keys of a queue, in the order in which the scripts take them, and where in a cluster they are.
+#[derive(Debug)]
+pub(crate) struct Keys {
+    pub(crate) slot: u16,
+    pub(crate) names: [String; 7],
+}
+
+impl Keys {
+    pub(crate) fn new(prefix: &str, queue: &QueueName) -> Self {
+        let stem = format!("{prefix}:{{{queue}}}");
+        let rest = ["ready", "delayed", "reserved", "held", "tasks", "counts"].map(|part| format!("{stem}:{part}"));
+        let [ready, delayed, reserved, held, tasks, counts] = rest;
+        Self { slot: crc16(queue.as_str().as_bytes()) % 16_384, names: [stem, ready, delayed, reserved, held, tasks, counts] }
+    }
+
+    /// The queue's own key, under which it is rung too.
+    pub(crate) fn bell(&self) -> &str {
+        &self.names[0]
+    }
+
+    pub(crate) fn held(&self) -> &str {
+        &self.names[4]
+    }
+
+    pub(crate) fn reserved(&self) -> &str {
+        &self.names[3]
+    }
+}
+
+/// CRC16 (XMODEM), as the Redis Cluster specification has it.
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 })
+    })
+}
+
+/// A task as it is sent: what follows the server's stamp, in one argument and without a copy of its own.
+#[derive(Debug)]
+pub(crate) struct Rest<'a> {
+    head: [u8; 16],
+    body: &'a [u8],
+}
+
+impl<'a> Rest<'a> {
+    /// The task in this place of its batch.
+    pub(crate) fn new(place: usize, task: &'a Envelope) -> Self {
+        let mut head = [0; 16];
+        head[..2].copy_from_slice(&(place as u16).to_be_bytes());
+        head[2..6].copy_from_slice(&task.priority.to_be_bytes());
+        head[6..10].copy_from_slice(&(milliseconds(task.ttr) as u32).to_be_bytes());
+        head[10..].copy_from_slice(&milliseconds(task.delay).to_be_bytes()[2..]);
+        Self { head, body: &task.body }
+    }
+}
+
+impl ToRedisArgs for Rest<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        use std::io::Write;
+        let mut argument = out.writer_for_next_arg();
+        // Writing to memory cannot fail.
+        let _ = argument.write_all(&self.head).and_then(|()| argument.write_all(self.body));
+    }
+}
+
+/// How often what happened to a task.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct CountsOf {
+    pub(crate) lost: u32,
+    pub(crate) timeouts: u32,
+    pub(crate) releases: u32,
+    pub(crate) holds: u32,
+    pub(crate) unholds: u32,
+}
+
+impl CountsOf {
+    pub(crate) fn read(packed: &[u8]) -> Self {
+        let at = |n: usize| packed.get(4 * n..4 * n + 4).map_or(0, number) as u32;
+        Self { lost: at(0), timeouts: at(1), releases: at(2), holds: at(3), unholds: at(4) }
+    }
+}
+
+/// What stands before the body of a stored task.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Head {
+    pub(crate) sent: u64,
+    pub(crate) priority: u32,
+    pub(crate) ttr: Duration,
+    pub(crate) delay: Duration,
+}
+
+impl Head {
+    pub(crate) fn read(task: &[u8]) -> Option<Self> {
+        let head = task.get(..HEAD)?;
+        Some(Self {
+            sent: number(&head[12..18]),
+            priority: number(&head[20..24]) as u32,
+            ttr: Duration::from_millis(number(&head[24..28])),
+            delay: Duration::from_millis(number(&head[28..34])),
+        })
+    }
+}
+
+/// A big-endian number of up to eight bytes.
+pub(crate) fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |number, byte| (number << 8) | u64::from(*byte))
+}
+
+/// A stored task as it comes out of a script.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) handle: Arc<str>,
+    pub(crate) tag: u64,
+    pub(crate) head: Head,
+    pub(crate) body: Bytes,
+    pub(crate) lost: u32,
+}
+
+impl Stored {
+    /// Reads a place and what is stored there.
+    pub(crate) fn read(place: &[u8], task: Bytes, lost: u32) -> Option<Self> {
+        let head = Head::read(&task)?;
+        let (priority, rest) = place.split_first_chunk::<4>()?;
+        let (tag, id) = rest.split_first_chunk::<8>()?;
+        let id = TaskId::from_bytes(id.try_into().ok()?);
+        let handle = format!("{id}.{:08x}", u32::from_be_bytes(*priority)).into();
+        Some(Self { handle, tag: u64::from_be_bytes(*tag), head, body: task.slice(HEAD..), lost })
+    }
+
+    pub(crate) fn facts(&self, now: u64) -> NativeFacts {
+        NativeFacts {
+            id: Some(self.handle.clone()),
+            priority: Some(self.head.priority),
+            ttr: Some(self.head.ttr),
+            redeliveries: Figure::Exact(self.lost.into()),
+            age: Some(Duration::from_millis(now.saturating_sub(self.head.sent))),
+        }
+    }
+
+    /// The proof of its reservation by a claim.
+    pub(crate) fn receipt(&self, claim: u64) -> Receipt {
+        Receipt { epoch: claim, tag: self.tag, handle: Some(self.handle.clone()) }
+    }
+}
+
+/// `claim place`: what a reservation is called. Not made of a receipt that no claim of this layout gave.
+pub(crate) fn lease(receipt: &Receipt) -> Option<[u8; 8 + PLACE]> {
+    let (id, priority) = receipt.handle.as_deref()?.split_once('.')?;
+    let (id, priority) = (id.parse::<TaskId>().ok()?, u32::from_str_radix(priority, 16).ok()?);
+    let mut lease = [0; 8 + PLACE];
+    lease[..8].copy_from_slice(&receipt.epoch.to_be_bytes());
+    lease[8..12].copy_from_slice(&priority.to_be_bytes());
+    lease[12..20].copy_from_slice(&receipt.tag.to_be_bytes());
+    lease[20..].copy_from_slice(id.as_bytes());
+    Some(lease)
+}
+
+/// Reads what `reserve.lua` took: of each task its size, its losses, its place and itself.
+pub(crate) fn taken(text: Vec<u8>) -> Option<Vec<Stored>> {
+    let mut rest = Bytes::from(text);
+    let mut tasks = Vec::new();
+    while !rest.is_empty() {
+        let head = rest.get(..8 + PLACE)?;
+        let (size, lost) = (number(&head[..4]) as usize, number(&head[4..8]) as u32);
+        let place: [u8; PLACE] = head[8..].try_into().ok()?;
+        let mut task = rest.split_off(8 + PLACE);
+        if task.len() < size {
+            return None;
+        }
+        rest = task.split_off(size);
+        tasks.push(Stored::read(&place, task, lost)?);
+    }
+    Some(tasks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_the_cluster_specification() {
+        assert_eq!(crc16(b"123456789"), 0x31C3);
+        let keys = Keys::new("anyqueue", &QueueName::new("user1000").unwrap());
+        assert_eq!(keys.slot, 3443);
+        assert_eq!(keys.names[5], "anyqueue:{user1000}:tasks");
+    }
+
+    #[test]
+    fn a_receipt_names_the_lease_that_it_came_from() {
+        let (id, claim) = (TaskId::from_bytes([7; 16]), 0x0102_0304u64);
+        let mut place = vec![0, 0, 4, 0, 0, 0, 0, 0, 0, 9, 0, 3];
+        place.extend_from_slice(id.as_bytes());
+        let stored = Stored::read(&place, Bytes::from(vec![0; HEAD]), 0).unwrap();
+        let receipt = stored.receipt(claim);
+        assert_eq!(lease(&receipt).unwrap()[8..], place[..]);
+        assert_eq!(number(&lease(&receipt).unwrap()[..8]), claim);
+        assert_eq!(lease(&Receipt::new(1, 2)), None);
+        assert_eq!(lease(&Receipt { handle: Some("nonsense".into()), ..receipt }), None);
+    }
+
+    #[test]
+    fn a_truncated_answer_is_no_task() {
+        assert!(taken(vec![0; 10]).is_none());
+        assert!(taken(Vec::new()).unwrap().is_empty());
+        let mut text = vec![0, 0, 0, 99, 0, 0, 0, 0];
+        text.extend_from_slice(&[0; PLACE + 40]);
+        assert!(taken(text).is_none());
+    }
+}

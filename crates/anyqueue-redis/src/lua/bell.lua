@@ -1,0 +1,8 @@
+-- Rings those who wait, unless they look by themselves before `due`.
+local function ring(due)
+  local armed = redis.call('HGET', QUEUE, 'bell')
+  if armed and due < tonumber(armed) then
+    redis.call('HDEL', QUEUE, 'bell')
+    redis.call('PUBLISH', QUEUE, '')
+  end
+end

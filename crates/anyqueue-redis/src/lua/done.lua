@@ -1,0 +1,16 @@
+-- ARGV: leases. Answers with 0, or where some are stale with a text of '1' for each that was there and '0' for the others.
+local there = redis.call('ZMSCORE', RESERVED, unpack(ARGV))
+local leases, ids, answers = {}, {}, {}
+for i = 1, #ARGV do
+  if there[i] then
+    leases[#leases + 1] = ARGV[i]
+    ids[#ids + 1] = string.sub(ARGV[i], 21)
+  end
+  answers[i] = there[i] and '1' or '0'
+end
+if #leases > 0 then
+  redis.call('ZREM', RESERVED, unpack(leases))
+  redis.call('HDEL', TASKS, unpack(ids))
+  redis.call('HDEL', COUNTS, unpack(ids))
+end
+return #leases == #ARGV and 0 or table.concat(answers)

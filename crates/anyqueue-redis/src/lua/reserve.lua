@@ -1,0 +1,94 @@
+-- ARGV: how many at most; after how many bytes to stop; the first priority and the end of the range, 4 bytes each, or
+-- nothing for all.
+--
+-- Answers with milliseconds to wait if there is nothing (-1: nothing will come by itself), else with the number of the
+-- claim, the present and one text: of each task its size (4 bytes), how often it was lost (4), its place (28) and itself.
+local now = milliseconds()
+local state = redis.call('HMGET', QUEUE, 'paused', 'bell')
+
+local function wait_until(moment)
+  if state[2] ~= moment then
+    redis.call('HSET', QUEUE, 'bell', moment)
+  end
+  moment = tonumber(moment)
+  return moment == NEVER and -1 or math.max(moment - now, 0)
+end
+
+if state[1] then
+  if now < tonumber(state[1]) then
+    return wait_until(state[1])
+  end
+  redis.call('HDEL', QUEUE, 'paused')
+end
+promote(now)
+
+local function first(count)
+  if ARGV[3] == '' then
+    return redis.call('ZRANGE', READY, 0, count - 1)
+  end
+  return redis.call('ZRANGEBYLEX', READY, '[' .. ARGV[3], ARGV[4] == '' and '+' or '(' .. ARGV[4], 'LIMIT', 0, count)
+end
+
+local function take(places)
+  if ARGV[3] == '' then
+    redis.call('ZREMRANGEBYRANK', READY, 0, #places - 1)
+  else
+    redis.call('ZREM', READY, unpack(places))
+  end
+end
+
+local left, budget = tonumber(ARGV[1]), tonumber(ARGV[2])
+-- A few first: how large the tasks are is known only afterwards.
+local places = first(math.min(left, 16))
+if #places == 0 then
+  local next = NEVER
+  for _, key in ipairs({DELAYED, RESERVED}) do
+    local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+    next = math.min(next, tonumber(head[2] or NEVER))
+  end
+  return wait_until(string.format('%.0f', next))
+end
+
+local number = redis.call('HINCRBY', QUEUE, 'claim', 1)
+local claim = struct.pack('>I8', number)
+local counted = redis.call('EXISTS', COUNTS) == 1
+local answer, leases, ends, soonest = {}, {}, {}, NEVER
+local bytes, taken = 0, 0
+while #places > 0 do
+  take(places)
+  local ids = {}
+  for i = 1, #places do
+    ids[i] = string.sub(places[i], 13)
+  end
+  local tasks = redis.call('HMGET', TASKS, unpack(ids))
+  local counts = counted and redis.call('HMGET', COUNTS, unpack(ids)) or {}
+  for i = 1, #places do
+    local task = tasks[i]
+    if task then
+      local ttr = struct.unpack('>I4', task, 25)
+      if not ends[ttr] then
+        soonest = math.min(soonest, now + ttr)
+        ends[ttr] = string.format('%.0f', now + ttr)
+      end
+      leases[#leases + 1] = ends[ttr]
+      leases[#leases + 1] = claim .. places[i]
+      local lost = counts[i] and struct.unpack('>I4', counts[i]) or 0
+      answer[#answer + 1] = struct.pack('>I4I4', #task, lost)
+      answer[#answer + 1] = places[i]
+      answer[#answer + 1] = task
+      bytes, taken = bytes + #task, taken + 1
+    end
+  end
+  left = left - #places
+  local room = taken > 0 and math.floor((budget - bytes) * taken / bytes) or left
+  local more = math.min(left, room)
+  places = more > 0 and first(more) or {}
+end
+if #leases > 0 then
+  redis.call('ZADD', RESERVED, unpack(leases))
+end
+-- Who waits knows nothing of these leases: it must look when the first one ends.
+if state[2] and soonest < tonumber(state[2]) then
+  ring(soonest)
+end
+return {number, now, table.concat(answer)}

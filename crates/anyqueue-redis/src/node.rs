@@ -1,0 +1,188 @@
+//! One server: a connection that is shared, made when first needed, and made anew after it broke.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyqueue_core::Error;
+use redis::{Cmd, Pipeline, RedisError, Value, cmd};
+
+use crate::config::Address;
+use crate::dial::{Dial, Link};
+use crate::error::{Fault, closed};
+use crate::script::{Script, Texts, texts};
+
+/// The first pause after a connection could not be made; it doubles, with jitter.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// A server.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) address: Address,
+    dial: Arc<Dial>,
+    link: Mutex<Option<(u64, Link)>>,
+    /// Whoever connects holds this; the others wait for it.
+    connecting: tokio::sync::Mutex<Failures>,
+    connected: AtomicU64,
+    closed: AtomicBool,
+}
+
+/// Tries that have failed since the last success.
+#[derive(Debug, Default)]
+struct Failures {
+    count: u32,
+    last: Option<(Error, Instant)>,
+}
+
+impl Node {
+    pub(crate) fn new(address: Address, dial: Arc<Dial>) -> Self {
+        Self {
+            address,
+            dial,
+            link: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+            connected: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    fn link(&self) -> MutexGuard<'_, Option<(u64, Link)>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection as it is, or a new one. During the pause after a failure the answer is that failure.
+    async fn open(&self) -> Result<(u64, Link), Error> {
+        let there = || self.link().clone();
+        if let Some(link) = there() {
+            return Ok(link);
+        }
+        let mut failures = self.connecting.lock().await;
+        if let Some(link) = there() {
+            return Ok(link);
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(closed());
+        }
+        if let Some((error, _)) = failures.last.as_ref().filter(|(_, until)| Instant::now() < *until) {
+            return Err(error.duplicate());
+        }
+        match self.dial.server(&self.address).await {
+            Ok(link) => {
+                *failures = Failures::default();
+                let number = self.connected.fetch_add(1, Ordering::Relaxed);
+                if number > 0 {
+                    self.dial.tally.reconnects.fetch_add(1, Ordering::Relaxed);
+                    tracing::info!(server = %self.address, "connected again");
+                }
+                *self.link() = Some((number, link.clone()));
+                Ok((number, link))
+            }
+            Err(error) => {
+                let pause = pause(failures.count);
+                *failures = Failures { count: failures.count + 1, last: Some((error.duplicate(), Instant::now() + pause)) };
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets go of a connection that broke, unless there is a newer one already.
+    fn broke(&self, number: u64) {
+        let mut link = self.link();
+        if link.as_ref().is_some_and(|(current, _)| *current == number) {
+            *link = None;
+        }
+    }
+
+    /// Sends one request and waits for its answer.
+    pub(crate) async fn send(&self, request: &Cmd) -> Result<Value, Fault> {
+        let (number, mut link) = self.open().await.map_err(Fault::Down)?;
+        let answer = link.connection.send_packed_command(request).await;
+        self.answered(number, answer)
+    }
+
+    /// Sends one request for a slot that this server is about to get.
+    pub(crate) async fn send_asking(&self, request: &Cmd) -> Result<Value, Fault> {
+        let (number, mut link) = self.open().await.map_err(Fault::Down)?;
+        let mut pipeline = Pipeline::new();
+        pipeline.add_command(cmd("ASKING")).add_command(request.clone());
+        let answers = link.connection.send_packed_commands(&pipeline, 0, 2).await;
+        self.answered(number, answers.map(|mut answers| answers.pop().unwrap_or(Value::Nil)))
+    }
+
+    fn answered(&self, number: u64, answer: Result<Value, RedisError>) -> Result<Value, Fault> {
+        match answer {
+            Ok(value) => {
+                self.dial.tally.round_trips.fetch_add(1, Ordering::Relaxed);
+                value.extract_error().map_err(Fault::Refused)
+            }
+            Err(error) => {
+                self.broke(number);
+                Err(Fault::Lost(error))
+            }
+        }
+    }
+
+    /// Gives the server a script that it does not know (any more).
+    pub(crate) async fn teach(&self, script: Script, texts: &Texts) -> Result<(), Fault> {
+        self.send(cmd("SCRIPT").arg("LOAD").arg(&texts[script as usize].code)).await.map(drop)
+    }
+
+    /// Asks for a sign of life; a connection that gives none is let go.
+    pub(crate) async fn ping(&self) -> Result<(), Fault> {
+        self.send(&cmd("PING")).await.map(drop)
+    }
+
+    /// What the server says of itself: mode, role and version, and the scripts that fit.
+    pub(crate) async fn hello(&self) -> Result<Hello, Fault> {
+        let answer = self.send(&cmd("HELLO")).await?;
+        Ok(Hello::read(answer))
+    }
+
+    /// Ends the connection for good.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        *self.link() = None;
+    }
+}
+
+fn pause(failures: u32) -> Duration {
+    let full = FIRST_PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE);
+    full.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+/// A server's introduction.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Hello {
+    /// `redis`, `valkey`, …
+    pub(crate) server: String,
+    pub(crate) version: String,
+    /// `standalone`, `cluster` or `sentinel`.
+    pub(crate) mode: String,
+    /// `master` or `replica`.
+    pub(crate) role: String,
+}
+
+impl Hello {
+    pub(crate) fn read(answer: Value) -> Self {
+        let mut hello = Self::default();
+        for (key, value) in answer.into_map_iter().into_iter().flatten() {
+            let (Ok(key), Ok(value)) = (redis::from_redis_value::<String>(key), redis::from_redis_value::<String>(value)) else {
+                continue;
+            };
+            match key.as_str() {
+                "server" => hello.server = value,
+                "version" => hello.version = value,
+                "mode" => hello.mode = value,
+                "role" => hello.role = value,
+                _ => {}
+            }
+        }
+        hello
+    }
+
+    pub(crate) fn texts(&self) -> &'static Texts {
+        texts(&self.version)
+    }
+}

@@ -1,0 +1,148 @@
+//! Settling and touching.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyqueue_core::{Envelope, Error, QueueName, Receipt, Result, Settlement, Settler, Touch, async_trait, time};
+use redis::Value;
+
+use crate::broker::{Shared, all_failed};
+use crate::error::strange;
+use crate::layout::{Keys, Rest, lease, milliseconds};
+use crate::script::Script;
+
+type Lease = [u8; 36];
+
+/// Items that go into one request.
+const MOST: usize = 1024;
+
+/// Ends and renews leases of one queue.
+#[derive(Debug)]
+pub(crate) struct RedisSettler {
+    shared: Arc<Shared>,
+    queue: QueueName,
+    keys: Arc<Keys>,
+}
+
+impl RedisSettler {
+    pub(crate) fn new(shared: Arc<Shared>, queue: QueueName, keys: Arc<Keys>) -> Self {
+        Self { shared, queue, keys }
+    }
+
+    async fn done(&self, leases: &[Lease]) -> Result<Value> {
+        let run = self.shared.run(Script::Done, &self.keys, |request| {
+            request.args(leases.iter().map(|lease| lease.as_slice()));
+        });
+        run.await
+    }
+
+    async fn others(&self, items: &[(Lease, &Settlement)]) -> Result<Value> {
+        let run = self.shared.run(Script::Settle, &self.keys, |request| {
+            for (lease, what) in items {
+                let (word, next) = word(what);
+                request.arg(word).arg(lease.as_slice());
+                match next {
+                    Some(next) if word == "release" => request.arg(milliseconds(next.delay)).arg(""),
+                    Some(next) => request.arg(milliseconds(next.delay)).arg(Rest::new(0, next)),
+                    None => request.arg(0).arg(""),
+                };
+            }
+        });
+        run.await
+    }
+
+    fn check(&self, settlement: &Settlement) -> Result<()> {
+        word(settlement).1.map_or(Ok(()), |next| self.shared.check_times(next))
+    }
+
+    /// Runs requests of up to [`MOST`] items and puts their answers where the items were.
+    async fn in_parts<'a, T: 'a, R: Future<Output = Result<Value>>>(
+        &self,
+        items: &'a [(usize, T)],
+        answers: &mut [Result<()>],
+        run: impl Fn(Vec<&'a T>) -> R,
+    ) {
+        for part in items.chunks(MOST) {
+            let answer = run(part.iter().map(|(_, item)| item).collect()).await;
+            for ((at, _), answer) in part.iter().zip(spread(answer, part.len())) {
+                answers[*at] = answer;
+            }
+        }
+    }
+}
+
+/// What the script calls it, and what the task is to be.
+fn word(settlement: &Settlement) -> (&'static str, Option<&Envelope>) {
+    match settlement {
+        Settlement::Done => ("done", None),
+        Settlement::Release(next) => ("release", Some(next)),
+        Settlement::Retry(next) => ("retry", Some(next)),
+        Settlement::Hold(next, _) => ("hold", Some(next)),
+    }
+}
+
+/// One answer per item: 0 is good for all, a text says it of each.
+fn spread(answer: Result<Value>, items: usize) -> Vec<Result<()>> {
+    match answer {
+        Ok(Value::Int(_)) => (0..items).map(|_| Ok(())).collect(),
+        Ok(Value::BulkString(text)) if text.len() == items => {
+            text.into_iter().map(|there| if there == b'1' { Ok(()) } else { Err(Error::lease_lost()) }).collect()
+        }
+        Ok(_) => all_failed(&strange("settle"), items).collect(),
+        Err(e) => all_failed(&e, items).collect(),
+    }
+}
+
+#[async_trait]
+impl Settler for RedisSettler {
+    async fn settle(&self, batch: &[(Receipt, Settlement)]) -> Vec<Result<()>> {
+        let (mut dones, mut others) = (Vec::with_capacity(batch.len()), Vec::new());
+        let mut answers: Vec<Result<()>> = Vec::with_capacity(batch.len());
+        for (at, (receipt, what)) in batch.iter().enumerate() {
+            let lease = self.check(what).and_then(|()| lease(receipt).ok_or_else(Error::lease_lost));
+            match (&lease, what) {
+                (Ok(lease), Settlement::Done) => dones.push((at, *lease)),
+                (Ok(lease), _) => others.push((at, (*lease, what))),
+                (Err(_), _) => {}
+            }
+            answers.push(lease.map(drop));
+        }
+        self.in_parts(
+            &dones,
+            &mut answers,
+            |part| async move { self.done(&part.into_iter().copied().collect::<Vec<_>>()).await },
+        )
+        .await;
+        self.in_parts(
+            &others,
+            &mut answers,
+            |part| async move { self.others(&part.into_iter().copied().collect::<Vec<_>>()).await },
+        )
+        .await;
+        answers.into_iter().map(|answer| answer.map_err(|e| e.during("settle").with("queue", &self.queue))).collect()
+    }
+
+    async fn touch(&self, batch: &[Touch]) -> Vec<Result<Duration>> {
+        let limit = crate::DRIVER.capabilities.ttr.limits().max;
+        let mut items = Vec::with_capacity(batch.len());
+        let mut answers: Vec<Result<()>> = Vec::with_capacity(batch.len());
+        for (at, touch) in batch.iter().enumerate() {
+            let lease = time::check_ttr(touch.ttr, limit, "the contract of all brokers")
+                .and_then(|_| lease(&touch.receipt).ok_or_else(Error::lease_lost));
+            if let Ok(lease) = &lease {
+                items.push((at, (*lease, milliseconds(touch.ttr))));
+            }
+            answers.push(lease.map(drop));
+        }
+        self.in_parts(&items, &mut answers, |part| {
+            self.shared.run(Script::Touch, &self.keys, move |request| {
+                for (lease, ttr) in part {
+                    request.arg(lease.as_slice()).arg(*ttr);
+                }
+            })
+        })
+        .await;
+        let named = |e: Error| e.during("touch").with("queue", &self.queue);
+        answers.into_iter().zip(batch).map(|(answer, touch)| answer.map(|()| touch.ttr).map_err(named)).collect()
+    }
+}
