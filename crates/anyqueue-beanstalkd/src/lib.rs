@@ -1,1 +1,97 @@
 //! The beanstalkd broker of anyqueue.
+//!
+//! `beanstalkd://host:11300`, or several servers in one URL: `beanstalkd://a,b:11301`. A queue is the tube of its name, so
+//! tasks that any other client puts there run like ours, and its workers can read ours. beanstalkd 1.12 or later.
+//!
+//! The contract is beanstalkd's own model; what it lacks is built on it. Held tasks are in a companion tube, since a
+//! bury cannot change the body that has the reason in it; a counted retry is a put and then a delete, for the same cause.
+//! Jobs that others buried are listed, kicked and deleted too, without being reserved: a listing that dies changes
+//! nothing. beanstalkd finds jobs by its own numbers only, so listings and searches by id ask for each number in turn.
+//!
+//! The rooms: `wire` (the protocol), `request` and `link` (one connection, many requests under way), `server` (the
+//! connections to one server), `hub` (what all parts share, and how a queue waits), `lease` (what is reserved), `feed` and
+//! `consumer` (reserving), `settle`, `send`, `mark` (declaring and pausing), `walk`, `held` and `admin` (the operator's verbs).
+
+mod admin;
+mod broker;
+mod config;
+mod consumer;
+mod error;
+mod feed;
+mod held;
+mod hub;
+mod lease;
+mod link;
+mod mark;
+mod request;
+mod send;
+mod server;
+mod settle;
+mod tubes;
+mod walk;
+pub mod wire;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyqueue_core::time::{MAX_DELAY, MAX_TTR};
+use anyqueue_core::{
+    Batch, Bounds, Broker, Capabilities, ConnectOptions, Counts, Death, Driver, Durability, Exactness, Fencing, Levels, Link,
+    Order, Support,
+};
+
+use crate::broker::Beanstalkd;
+
+const STEP: Duration = Duration::from_secs(1);
+
+pub(crate) const CAPABILITIES: Capabilities = Capabilities {
+    priority: Support::Native(Levels::Every),
+    priority_ranges: Support::Needs((), "`bands = [512, …]`, the last priority of each range: each is a tube of its own"),
+    delay: Support::Native(Bounds { max: MAX_DELAY, step: STEP }),
+    ttr: Support::Native(Bounds { max: MAX_TTR, step: STEP }),
+    touch: Support::Native(None),
+    retry: Support::Emulated((), "a new job is put and then the old one deleted: a crash in between makes a duplicate"),
+    release: Support::Native(()),
+    hold: Support::Emulated((), "held tasks are in the tube `<queue>;held`; a crash while one moves there makes a duplicate"),
+    delete_held: Support::Emulated((), SEARCH),
+    delete_waiting: Support::Emulated((), SEARCH),
+    peek: Support::Emulated(
+        (),
+        "beyond the first task, jobs are asked for by number, newest first: slow in a server with a long past",
+    ),
+    info: Support::Emulated((), SEARCH),
+    pause: Support::Emulated(
+        (),
+        "a restarted server forgets it until one of our workers connects; other clients' workers may be quicker",
+    ),
+    deaths: Support::Native(()),
+    order: Order::Fifo,
+    durability: Durability::Process,
+    batch: Batch { send: 1024, reserve: 1024, settle: 1024 },
+    max_payload: Some(65_535),
+    counts: Counts { oldest: Exactness::Approximate, ..Counts::EXACT },
+    fencing: Fencing::Deadline(
+        "a settle that is on its way when the lease ends may remove a task that runs again: it is done twice",
+    ),
+    link: Link::Network { liveness: config::LIVENESS },
+    death: Death::AtOnce,
+    frozen_bound: Duration::ZERO,
+    settle_window: Duration::ZERO,
+    same_id: Support::Needs((), "a task log: beanstalkd takes every job as a new one"),
+    max_queue_name: None,
+};
+
+const SEARCH: &str = "beanstalkd knows its own job numbers only: the id is searched job by job, newest first";
+
+/// The beanstalkd broker.
+pub const DRIVER: Driver = Driver {
+    name: "beanstalkd",
+    schemes: &["beanstalkd", "beanstalk"],
+    summary: "tasks in the tubes of one or several beanstalkd servers, shared with clients of any language",
+    example: "beanstalkd://127.0.0.1:11300",
+    options: config::OPTIONS,
+    capabilities: CAPABILITIES,
+    connect: |options: ConnectOptions| {
+        Box::pin(async move { Beanstalkd::connect(options).await.map(|broker| Arc::new(broker) as Arc<dyn Broker>) })
+    },
+};

@@ -88,6 +88,9 @@ pub(super) async fn c13_a_stopped_workers_settle_is_late(rig: &Rig) -> Outcome {
     let (accepted, lost) = child.done().await?;
     if capabilities.fencing == Fencing::Compared {
         assert_eq!((accepted, lost), (0, 1), "the late settle of a stopped worker is refused");
+    }
+    // Where receipts are not compared the late settle may have been taken: then the second worker has nothing to settle.
+    if accepted == 0 {
         done(consumer.settler().as_ref(), &[second]).await?;
     }
     assert!(drain(&mut *consumer, bound).await?.is_empty(), "a task that is done came back");

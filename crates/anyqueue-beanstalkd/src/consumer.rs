@@ -1,0 +1,204 @@
+//! Reserving.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyqueue_core::{Consumer, Delivery, Error, Moment, Result, Settler, async_trait};
+
+use crate::error;
+use crate::feed::Feed;
+use crate::hub::Hub;
+use crate::request::Request;
+use crate::server::Server;
+use crate::settle::BeanstalkdSettler;
+use crate::tubes::Tubes;
+use crate::wire::{Command, JobStats, Reply};
+
+/// How long a wait lasts before servers that were down are looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// By how much the server's end of a wait may be later than ours, and still be awaited.
+const LATE: Duration = Duration::from_millis(250);
+
+/// Takes tasks from one queue. All I/O is in tasks of their own, so that a dropped `reserve` loses nothing.
+#[derive(Debug)]
+pub(crate) struct BeanstalkdConsumer {
+    hub: Arc<Hub>,
+    tubes: Arc<Tubes>,
+    feed: Arc<Feed>,
+}
+
+impl BeanstalkdConsumer {
+    pub(crate) fn new(hub: Arc<Hub>, tubes: Arc<Tubes>, feed: Feed) -> Self {
+        let feed = Arc::new(feed);
+        hub.add_feed(feed.clone());
+        Self { hub, tubes, feed }
+    }
+
+    /// Looks once. False if a look was under way already: it may have begun too early to see everything.
+    async fn look(&self, max: usize) -> bool {
+        let looks = self.feed.looks();
+        let begun = self.feed.begin_look(max);
+        if let Some(asked) = begun {
+            let (hub, feed) = (self.hub.clone(), self.feed.clone());
+            self.hub.runtime.spawn(async move {
+                let result = fetch(&hub, &feed, asked).await;
+                feed.end_look(asked, result);
+            });
+        }
+        while self.feed.looks() == looks {
+            self.feed.bell.notified().await;
+        }
+        begun.is_some()
+    }
+
+    fn close(&self) -> Vec<Delivery> {
+        self.hub.remove_feed(&self.feed);
+        self.feed.close()
+    }
+
+    async fn reserve_some(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>> {
+        let until = self.hub.clock.now() + wait;
+        loop {
+            if self.hub.is_closed() {
+                return Err(error::closed());
+            }
+            let now = self.hub.clock.now();
+            let deliveries = self.feed.take(max, now)?;
+            if !deliveries.is_empty() {
+                return Ok(deliveries);
+            }
+            self.hub.leases().sweep_at_times(now);
+            let fresh = self.look(max).await;
+            let deliveries = self.feed.take(max, self.hub.clock.now())?;
+            if deliveries.is_empty() && !fresh {
+                continue;
+            }
+            if !deliveries.is_empty() || self.hub.clock.now() >= until {
+                return Ok(deliveries);
+            }
+            self.wait(until).await;
+        }
+    }
+
+    /// Waits until something came or failed, or the time is over.
+    async fn wait(&self, until: Moment) {
+        let _waiting = Waiting::begin(&self.feed, until);
+        let clock = &self.hub.clock;
+        loop {
+            self.hub.arm();
+            self.rung(until.min(clock.now() + LOOK_AGAIN)).await;
+            if !self.feed.waits() {
+                return;
+            }
+            if clock.now() >= until {
+                break;
+            }
+        }
+        // The server's wait goes by whole seconds. What it still gives is taken, unless that would take long.
+        while let Some(end) = self.hub.wait_end(&self.feed).filter(|end| *end < until + LATE) {
+            self.rung(end).await;
+            if !self.feed.waits() || clock.now() >= end {
+                break;
+            }
+        }
+        self.hub.break_off(&self.feed);
+    }
+
+    async fn rung(&self, until: Moment) {
+        tokio::select! {
+            () = self.feed.bell.notified() => {}
+            () = self.hub.clock.sleep_until(until) => {}
+        }
+    }
+}
+
+/// A wait under way. However it ends, no job is taken for it any more.
+struct Waiting<'a>(&'a Feed);
+
+impl<'a> Waiting<'a> {
+    fn begin(feed: &'a Feed, until: Moment) -> Self {
+        feed.set_waits(Some(until));
+        Self(feed)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set_waits(None);
+    }
+}
+
+#[async_trait]
+impl Consumer for BeanstalkdConsumer {
+    async fn reserve(&mut self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
+        self.reserve_some(max.get(), wait).await.map_err(|e| e.during("reserve").with("queue", &self.feed.queue))
+    }
+
+    fn settler(&self) -> Arc<dyn Settler> {
+        Arc::new(BeanstalkdSettler::new(self.hub.clone(), self.tubes.clone()))
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        let left = Self::close(&self);
+        self.hub.give_back(left).await;
+        Ok(())
+    }
+}
+
+impl Drop for BeanstalkdConsumer {
+    fn drop(&mut self) {
+        let left = Self::close(self);
+        if !left.is_empty() {
+            let hub = self.hub.clone();
+            self.hub.runtime.spawn(async move { hub.give_back(left).await });
+        }
+    }
+}
+
+/// Looks at the servers in turn until one has jobs. An error only if none could be asked.
+async fn fetch(hub: &Arc<Hub>, feed: &Feed, asked: usize) -> Result<usize> {
+    let mut outcome: Option<Result<usize>> = None;
+    for server in hub.by_turn() {
+        match fetch_from(hub, server, feed, asked).await {
+            Ok(0) => outcome = Some(Ok(0)),
+            Ok(got) => return Ok(got),
+            Err(e) => {
+                hub.noticed(server, &e);
+                outcome.get_or_insert(Err(e));
+            }
+        }
+    }
+    outcome.unwrap_or_else(|| Err(Error::unavailable("there is no server to ask")))
+}
+
+async fn fetch_from(hub: &Arc<Hub>, server: &Arc<Server>, feed: &Feed, asked: usize) -> Result<usize> {
+    let busy = server.fetching().await?;
+    let request = Request::all((0..asked).map(|_| Command::ReserveWithTimeout(0))).watching(feed.tubes.clone());
+    let before = hub.clock.now();
+    let mut jobs = Vec::new();
+    for reply in hub.call(&busy.link, request).await? {
+        match reply {
+            Reply::Reserved(id, body) => jobs.push((id, body)),
+            // Said in the last second of another job of this connection, and only if nothing is ready.
+            Reply::TimedOut | Reply::DeadlineSoon => {}
+            other => return Err(error::unexpected(&other, "reserve-with-timeout")),
+        }
+    }
+    let request = Request::all(jobs.iter().map(|(id, _)| Command::StatsJob(*id)));
+    let mut deliveries = Vec::with_capacity(jobs.len());
+    for ((_, body), reply) in jobs.into_iter().zip(hub.call(&busy.link, request).await?) {
+        // A job without figures has run out of time meanwhile.
+        if let Reply::Ok(stats) = reply
+            && let Some(job) = JobStats::read(&stats)
+        {
+            deliveries.push(hub.grant(busy.link.number, server, &feed.queue, body, &job, before));
+        }
+    }
+    let got = deliveries.len();
+    if got > 0 {
+        hub.hand_in(feed, deliveries);
+    }
+    Ok(got)
+}

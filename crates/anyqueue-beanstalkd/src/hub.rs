@@ -1,0 +1,390 @@
+//! What all parts of one broker share, and how a queue waits for a job.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyqueue_core::{Clock, Delivery, Error, Figure, Moment, NativeFacts, QueueName, Result, time};
+use bytes::Bytes;
+use tokio::runtime::Handle;
+
+use crate::config::Config;
+use crate::error;
+use crate::feed::Feed;
+use crate::lease::{Lease, Leases};
+use crate::link::{Answers, Link, answered};
+use crate::request::Request;
+use crate::server::{Busy, Server, Wait};
+use crate::tubes::{Tube, Tubes};
+use crate::wire::{Command, JobStats, Reply};
+
+/// How long one wait lasts before it begins anew: a dead connection must be noticed.
+const WAIT: Duration = Duration::from_secs(2);
+
+/// What an answer takes on its way, generously.
+const ANSWER: Duration = Duration::from_millis(20);
+
+/// How long a job that one connection passes to another is kept from everybody else, in seconds.
+const HAND_OVER: u32 = 1;
+
+/// The shared part of one broker.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    pub(crate) config: Config,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) servers: Vec<Arc<Server>>,
+    pub(crate) counters: Counters,
+    /// The runtime that was there at connect: connections live on it.
+    pub(crate) runtime: Handle,
+    /// Queues that are known to exist.
+    pub(crate) declared: Mutex<HashSet<QueueName>>,
+    leases: Mutex<Leases>,
+    feeds: Mutex<Vec<Arc<Feed>>>,
+    queues: Mutex<HashMap<QueueName, Arc<Tubes>>>,
+    closed: AtomicBool,
+    turn: AtomicUsize,
+}
+
+/// What `info` tells.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) round_trips: AtomicU64,
+    pub(crate) reconnects: AtomicU64,
+    lost: AtomicU64,
+}
+
+impl Counters {
+    /// Notes a connection that was made: anew, if one had been lost before.
+    pub(crate) fn connected(&self) {
+        let lost = self.lost.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |lost| lost.checked_sub(1));
+        self.reconnects.fetch_add(u64::from(lost.is_ok()), Ordering::Relaxed);
+    }
+
+    pub(crate) fn lost(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hub {
+    pub(crate) fn new(config: Config, clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new_cyclic(|hub| Self {
+            servers: config
+                .hosts
+                .iter()
+                .map(|host| Arc::new(Server::new(host.clone(), config.connections, config.patience, hub.clone())))
+                .collect(),
+            config,
+            clock,
+            counters: Counters::default(),
+            runtime: Handle::current(),
+            declared: Mutex::default(),
+            leases: Mutex::default(),
+            feeds: Mutex::default(),
+            queues: Mutex::default(),
+            closed: AtomicBool::new(false),
+            turn: AtomicUsize::new(0),
+        })
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn leases(&self) -> MutexGuard<'_, Leases> {
+        guard(&self.leases)
+    }
+
+    pub(crate) fn tubes(&self, queue: &QueueName) -> Arc<Tubes> {
+        let mut queues = guard(&self.queues);
+        match queues.get(queue) {
+            Some(tubes) => tubes.clone(),
+            None => {
+                let tubes = Arc::new(Tubes::new(queue, self.config.bands(queue)));
+                queues.insert(queue.clone(), tubes.clone());
+                tubes
+            }
+        }
+    }
+
+    /// The servers, each time beginning with another one.
+    pub(crate) fn by_turn(&self) -> impl Iterator<Item = &Arc<Server>> {
+        let (count, turn) = (self.servers.len(), self.turn.fetch_add(1, Ordering::Relaxed));
+        (0..count).map(move |at| &self.servers[(at + turn) % count])
+    }
+
+    /// The connection that a receipt belongs to.
+    pub(crate) fn link(&self, number: u64) -> Option<Arc<Link>> {
+        self.servers.iter().find_map(|server| server.link(number))
+    }
+
+    /// Sends a request and counts it.
+    pub(crate) async fn call(&self, link: &Link, request: Request) -> Result<Vec<Reply>> {
+        self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
+        link.call(request).await
+    }
+
+    /// The broker's own id of a job: which of several servers has it is part of it.
+    pub(crate) fn native_id(&self, server: &Server, job: u64) -> String {
+        if self.servers.len() == 1 { job.to_string() } else { format!("{}/{job}", server.address) }
+    }
+
+    /// What the server knows of a job.
+    pub(crate) fn native(&self, server: &Server, job: &JobStats<'_>) -> NativeFacts {
+        NativeFacts {
+            id: Some(self.native_id(server, job.id).into()),
+            priority: Some(job.priority),
+            ttr: Some(Duration::from_secs(job.ttr)),
+            redeliveries: Figure::Exact(job.lost()),
+            age: Some(Duration::from_secs(job.age)),
+        }
+    }
+
+    /// Notes a reservation and makes it a delivery. `before` is a moment before the job's time began.
+    pub(crate) fn grant(
+        &self,
+        link: u64,
+        server: &Server,
+        queue: &QueueName,
+        raw: Bytes,
+        job: &JobStats<'_>,
+        before: Moment,
+    ) -> Delivery {
+        let ttr = Duration::from_secs(job.ttr);
+        let deadline = before + ttr;
+        let receipt = self.leases().grant(Lease { link, job: job.id, priority: job.priority, ttr, deadline });
+        Delivery { receipt, queue: queue.clone(), raw, native: self.native(server, job), lease: ttr, deadline }
+    }
+
+    /// Puts reserved jobs back at their places, uncounted, as far as they are still held.
+    pub(crate) async fn give_back(&self, deliveries: Vec<Delivery>) {
+        let now = self.clock.now();
+        let leases: Vec<Lease> = {
+            let mut leases = self.leases();
+            deliveries.iter().filter_map(|delivery| leases.take(&delivery.receipt, now)).collect()
+        };
+        self.release(leases).await;
+    }
+
+    async fn release(&self, leases: Vec<Lease>) {
+        let mut requests: HashMap<u64, Request> = HashMap::new();
+        for lease in leases {
+            let release = Command::Release { id: lease.job, priority: lease.priority, delay: 0 };
+            requests.entry(lease.link).or_default().push(&release);
+        }
+        for (link, request) in requests {
+            if let Some(link) = self.link(link) {
+                // A connection that breaks gives back what it holds.
+                drop(self.call(&link, request).await);
+            }
+        }
+    }
+
+    /// Gives everything back and closes all connections.
+    pub(crate) async fn close(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (now, feeds) = (self.clock.now(), std::mem::take(&mut *guard(&self.feeds)));
+        feeds.iter().for_each(|feed| feed.fail(&error::closed()));
+        let held = self.leases().take_all(now);
+        self.release(held).await;
+        self.servers.iter().for_each(|server| server.close());
+    }
+
+    pub(crate) fn add_feed(&self, feed: Arc<Feed>) {
+        guard(&self.feeds).push(feed);
+    }
+
+    pub(crate) fn remove_feed(&self, feed: &Arc<Feed>) {
+        guard(&self.feeds).retain(|other| !Arc::ptr_eq(other, feed));
+    }
+
+    /// Sees to it that every server has a connection that waits for what consumers wait for.
+    pub(crate) fn arm(self: &Arc<Self>) {
+        for server in &self.servers {
+            let needed = guard(&self.feeds).iter().any(|feed| feed.waits() && !server.waits_for(&feed.tubes));
+            if needed {
+                let (hub, server) = (self.clone(), server.clone());
+                self.runtime.spawn(async move { hub.wait_on(server).await });
+            }
+        }
+    }
+
+    /// What is to be awaited: the tubes of all consumers that wait now or will again soon, and for how many seconds.
+    fn wanted(&self, server: &Server) -> Option<(Vec<Tube>, u32)> {
+        let (now, feeds) = (self.clock.now(), guard(&self.feeds));
+        feeds.iter().find(|feed| feed.waits() && !server.waits_for(&feed.tubes))?;
+        let longest = feeds.iter().filter_map(|feed| feed.waits_until()).max()?.since(now).min(WAIT);
+        let mut tubes: Vec<Tube> =
+            feeds.iter().filter(|feed| feed.lingers()).flat_map(|feed| feed.tubes.iter().cloned()).collect();
+        tubes.sort_unstable();
+        tubes.dedup();
+        Some((tubes, seconds(longest).max(1)))
+    }
+
+    /// When the server's last wait for this consumer ends.
+    pub(crate) fn wait_end(&self, feed: &Feed) -> Option<Moment> {
+        self.servers.iter().filter_map(|server| server.wait_end(&feed.tubes)).max()
+    }
+
+    /// Breaks off the waits for this consumer that serve no other one.
+    pub(crate) fn break_off(&self, over: &Feed) {
+        over.set_waits(None);
+        let waited: Vec<Arc<Feed>> = guard(&self.feeds).iter().filter(|feed| feed.waits()).cloned().collect();
+        let needed = |wait: &Wait| {
+            let serves = |feed: &Feed| feed.tubes.iter().any(|tube| wait.tubes.contains(tube));
+            !serves(over) || waited.iter().any(|feed| serves(feed))
+        };
+        self.servers.iter().for_each(|server| server.break_off(needed));
+    }
+
+    async fn wait_on(self: Arc<Self>, server: Arc<Server>) {
+        let armed = {
+            let _one = server.arming.lock().await;
+            let Some((tubes, wait)) = self.wanted(&server) else { return };
+            self.start_wait(&server, tubes, wait).await
+        };
+        match armed {
+            Ok((link, answers)) => self.wait_ended(&server, &link, answers).await,
+            Err(e) => self.wait_failed(&server, &e),
+        }
+    }
+
+    async fn start_wait(&self, server: &Arc<Server>, tubes: Vec<Tube>, wait: u32) -> Result<(Arc<Link>, Answers)> {
+        let time = Duration::from_secs(wait.into());
+        let link = server.waiting(&Wait { tubes: tubes.clone(), until: self.clock.now() + time + ANSWER }).await?;
+        self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
+        let answers = link.submit(Request::of(&Command::ReserveWithTimeout(wait)).watching(tubes).waiting(time))?;
+        Ok((link, answers))
+    }
+
+    async fn wait_ended(self: &Arc<Self>, server: &Arc<Server>, link: &Arc<Link>, answers: Answers) {
+        let answer = answered(answers).await;
+        let (busy, keep) = server.awoke(link, self);
+        let ended = match answer.map(|mut replies| replies.pop()) {
+            Ok(Some(Reply::Reserved(id, body))) if keep => self.keep(server, link, id, body).await,
+            Ok(Some(Reply::Reserved(id, _))) => self.pass_on(server, link, id).await,
+            Ok(Some(Reply::TimedOut | Reply::DeadlineSoon) | None) => Ok(()),
+            Ok(Some(other)) => Err(error::unexpected(&other, "reserve-with-timeout")),
+            Err(e) => Err(e),
+        };
+        let known = server.waited(link);
+        drop(busy);
+        match ended {
+            // A wait that was broken off is no failure.
+            Err(e) if known => self.wait_failed(server, &e),
+            Ok(()) | Err(_) => self.arm(),
+        }
+    }
+
+    /// Tells consumers that a wait failed, unless another server can still wake them.
+    fn wait_failed(self: &Arc<Self>, server: &Server, error: &Error) {
+        self.noticed(server, error);
+        if self.servers.iter().any(|other| other.address != server.address && other.is_up()) {
+            return;
+        }
+        guard(&self.feeds).iter().filter(|feed| feed.waits()).for_each(|feed| feed.fail(error));
+    }
+
+    /// Draws the conclusions from a failed request.
+    pub(crate) fn noticed(&self, server: &Server, error: &Error) {
+        if error.kind() == anyqueue_core::ErrorKind::Timeout {
+            server.distrust(self);
+        }
+    }
+
+    fn feed_for(&self, tube: &[u8]) -> Option<Arc<Feed>> {
+        let feeds = guard(&self.feeds);
+        let of_tube = |feed: &&Arc<Feed>| feed.tubes.iter().any(|own| own.as_bytes() == tube);
+        let found = feeds.iter().filter(of_tube).find(|feed| feed.waits());
+        if found.is_none() {
+            feeds.iter().filter(of_tube).for_each(|feed| feed.linger_no_more());
+        }
+        found.cloned()
+    }
+
+    /// A job came to a connection that waited, and stays there. Its time starts anew: when it came is not known.
+    async fn keep(&self, server: &Arc<Server>, link: &Arc<Link>, id: u64, body: Bytes) -> Result<()> {
+        let mut request = Request::of(&Command::Touch(id));
+        request.push(&Command::StatsJob(id));
+        let before = self.clock.now();
+        let replies = self.call(link, request).await?;
+        let [Reply::Touched, Reply::Ok(stats)] = replies.as_slice() else { return Ok(()) };
+        let Some(job) = JobStats::read(stats) else { return Ok(()) };
+        match self.feed_for(job.tube) {
+            Some(feed) => {
+                let delivery = self.grant(link.number, server, &feed.queue, body, &job, before);
+                self.hand_in(&feed, vec![delivery]);
+            }
+            None => {
+                let release = Command::Release { id, priority: job.priority, delay: 0 };
+                self.call(link, Request::of(&release)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A job came to the only connection that can wait: one of those that hold jobs takes it over. Meanwhile it is
+    /// delayed, so that no other client gets it, and comes back by itself if this process dies now.
+    async fn pass_on(&self, server: &Arc<Server>, link: &Arc<Link>, id: u64) -> Result<()> {
+        let replies = self.call(link, Request::of(&Command::StatsJob(id))).await?;
+        let Some(Reply::Ok(stats)) = replies.first() else { return Ok(()) };
+        let Some(job) = JobStats::read(stats) else { return Ok(()) };
+        let feed = self.feed_for(job.tube);
+        let delay = if feed.is_some() { HAND_OVER } else { 0 };
+        let released = self.call(link, Request::of(&Command::Release { id, priority: job.priority, delay })).await?;
+        let (Some(feed), [Reply::Released]) = (feed, released.as_slice()) else { return Ok(()) };
+        let other: Busy = server.fetching().await?;
+        let mut request = Request::of(&Command::ReserveJob(id));
+        request.push(&Command::StatsJob(id));
+        let before = self.clock.now();
+        let mut replies = self.call(&other.link, request).await?.into_iter();
+        if let (Some(Reply::Reserved(_, body)), Some(Reply::Ok(stats))) = (replies.next(), replies.next())
+            && let Some(job) = JobStats::read(&stats)
+        {
+            let delivery = self.grant(other.link.number, server, &feed.queue, body, &job, before);
+            self.hand_in(&feed, vec![delivery]);
+        }
+        Ok(())
+    }
+
+    /// Gives deliveries to a consumer; if it has gone, they go back.
+    pub(crate) fn hand_in(&self, feed: &Feed, deliveries: Vec<Delivery>) {
+        let refused = feed.take_in(deliveries);
+        if refused.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        let leases: Vec<Lease> = {
+            let mut leases = self.leases();
+            refused.iter().filter_map(|delivery| leases.take(&delivery.receipt, now)).collect()
+        };
+        for lease in leases {
+            let release = Command::Release { id: lease.job, priority: lease.priority, delay: 0 };
+            if let Some(link) = self.link(lease.link) {
+                // The answer changes nothing.
+                drop(link.submit(Request::of(&release)));
+            }
+        }
+    }
+}
+
+/// Seconds, rounded up: the server's step.
+pub(crate) fn seconds(duration: Duration) -> u32 {
+    u32::try_from(anyqueue_core::steps_up(duration, Duration::from_secs(1))).unwrap_or(u32::MAX)
+}
+
+/// Checks what a task asks for against what the server keeps.
+pub(crate) fn check(envelope: &anyqueue_core::Envelope, max_body: u64) -> Result<()> {
+    time::check_delay(envelope.delay)?;
+    time::check_ttr(envelope.ttr, time::MAX_TTR, "anyqueue")?;
+    match envelope.body.len() as u64 {
+        size if size > max_body => Err(Error::too_large(size, max_body)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,144 @@
+//! The reservations that this process holds.
+//!
+//! A job belongs to the connection that reserved it. Each reservation has a number of its own, so that a job which a
+//! connection reserves a second time cannot be settled with the receipt of the first.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyqueue_core::{Moment, Receipt};
+
+/// One reservation.
+#[derive(Debug, Clone)]
+pub(crate) struct Lease {
+    pub(crate) link: u64,
+    pub(crate) job: u64,
+    pub(crate) priority: u32,
+    pub(crate) ttr: Duration,
+    /// Past it nothing is sent any more.
+    pub(crate) deadline: Moment,
+}
+
+/// All reservations, by their numbers.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    by_tag: HashMap<u64, Lease>,
+    by_job: HashMap<(u64, u64), u64>,
+    held: HashMap<u64, usize>,
+    last: u64,
+    swept: Moment,
+}
+
+impl Leases {
+    /// Notes a reservation. An earlier one of the same job on the same connection has ended.
+    pub(crate) fn grant(&mut self, lease: Lease) -> Receipt {
+        self.last += 1;
+        let (link, job, tag) = (lease.link, lease.job, self.last);
+        if let Some(earlier) = self.by_job.insert((link, job), tag) {
+            self.by_tag.remove(&earlier);
+        } else {
+            *self.held.entry(link).or_default() += 1;
+        }
+        self.by_tag.insert(tag, lease);
+        Receipt::new(link, tag)
+    }
+
+    /// Ends a reservation, if it still holds.
+    pub(crate) fn take(&mut self, receipt: &Receipt, now: Moment) -> Option<Lease> {
+        self.by_tag.get(&receipt.tag).filter(|lease| lease.link == receipt.epoch)?;
+        self.remove(receipt.tag).filter(|lease| now < lease.deadline)
+    }
+
+    /// A reservation, if it still holds.
+    pub(crate) fn get(&self, receipt: &Receipt, now: Moment) -> Option<&Lease> {
+        self.by_tag.get(&receipt.tag).filter(|lease| lease.link == receipt.epoch && now < lease.deadline)
+    }
+
+    /// Sets when a reservation ends.
+    pub(crate) fn extend(&mut self, receipt: &Receipt, deadline: Moment) {
+        if let Some(lease) = self.by_tag.get_mut(&receipt.tag) {
+            lease.deadline = deadline;
+        }
+    }
+
+    fn remove(&mut self, tag: u64) -> Option<Lease> {
+        let lease = self.by_tag.remove(&tag)?;
+        self.by_job.remove(&(lease.link, lease.job));
+        if let Some(held) = self.held.get_mut(&lease.link) {
+            *held -= 1;
+        }
+        Some(lease)
+    }
+
+    /// How many jobs a connection holds.
+    pub(crate) fn held(&self, link: u64) -> usize {
+        self.held.get(&link).copied().unwrap_or_default()
+    }
+
+    /// Forgets what a connection held that is no more.
+    pub(crate) fn forget(&mut self, link: u64) {
+        if self.held.remove(&link).is_some() {
+            self.by_tag.retain(|_, lease| lease.link != link);
+            self.by_job.retain(|(of, _), _| *of != link);
+        }
+    }
+
+    /// Forgets what has run out of time, at most once a second.
+    pub(crate) fn sweep_at_times(&mut self, now: Moment) {
+        if now.since(self.swept) >= Duration::from_secs(1) {
+            self.sweep(now);
+        }
+    }
+
+    /// Forgets what has run out of time.
+    pub(crate) fn sweep(&mut self, now: Moment) {
+        self.swept = now;
+        let over: Vec<u64> = self.by_tag.iter().filter(|(_, lease)| lease.deadline <= now).map(|(tag, _)| *tag).collect();
+        for tag in over {
+            self.remove(tag);
+        }
+    }
+
+    /// Ends all reservations that still hold.
+    pub(crate) fn take_all(&mut self, now: Moment) -> Vec<Lease> {
+        let all = self.by_tag.drain().map(|(_, lease)| lease).filter(|lease| now < lease.deadline).collect();
+        self.by_job.clear();
+        self.held.clear();
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::since_origin(Duration::from_secs(seconds))
+    }
+
+    fn lease(link: u64, job: u64) -> Lease {
+        Lease { link, job, priority: 0, ttr: Duration::from_secs(10), deadline: at(10) }
+    }
+
+    #[test]
+    fn a_job_reserved_again_by_the_same_connection_has_a_new_receipt() {
+        let mut leases = Leases::default();
+        let first = leases.grant(lease(1, 7));
+        let second = leases.grant(lease(1, 7));
+        assert!(leases.take(&first, at(0)).is_none(), "the first reservation ended when the job was reserved again");
+        assert_eq!(leases.held(1), 1);
+        assert!(leases.get(&second, at(9)).is_some() && leases.get(&second, at(10)).is_none());
+        assert_eq!(leases.take(&second, at(0)).map(|lease| lease.job), Some(7));
+        assert_eq!((leases.take(&second, at(0)).is_some(), leases.held(1)), (false, 0));
+    }
+
+    #[test]
+    fn what_a_lost_connection_held_and_what_ran_out_of_time_is_gone() {
+        let mut leases = Leases::default();
+        let (lost, kept) = (leases.grant(lease(1, 7)), leases.grant(lease(2, 7)));
+        leases.forget(1);
+        assert!(leases.get(&lost, at(0)).is_none() && leases.get(&kept, at(0)).is_some());
+        leases.sweep(at(20));
+        assert_eq!((leases.held(2), leases.take_all(at(0)).len()), (0, 0));
+    }
+}

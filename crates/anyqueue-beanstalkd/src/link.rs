@@ -1,0 +1,273 @@
+//! One connection: many requests under way at once, answers in order.
+//!
+//! A caller writes to the socket itself; the connection's own task reads, writes what did not fit, and notices silence.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyqueue_core::{Error, Result};
+use bytes::{Buf, BytesMut};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::error;
+use crate::request::{Request, Selection};
+use crate::wire::{Command, Reply, decode};
+
+/// How often silence is looked for.
+const TICK: Duration = Duration::from_millis(500);
+
+/// The answers to one request, in order.
+pub(crate) type Answers = oneshot::Receiver<Result<Vec<Reply>>>;
+
+/// A connection. Dropping the last handle closes it, and the server gives back what it holds.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// No other connection of this process has the same number: the epoch of its receipts.
+    pub(crate) number: u64,
+    inner: Arc<Inner>,
+    io: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Inner {
+    server: String,
+    stream: TcpStream,
+    patience: Duration,
+    state: Mutex<State>,
+    more_to_write: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    out: BytesMut,
+    due: VecDeque<Due>,
+    selection: Selection,
+    /// When bytes last went through, or an answer first became due.
+    moved: Instant,
+    dead: Option<Error>,
+}
+
+/// A request whose answers are not all here.
+#[derive(Debug)]
+struct Due {
+    /// Answers to commands that chose tubes: checked and not handed on.
+    choosing: usize,
+    left: usize,
+    replies: Vec<Reply>,
+    wait: Duration,
+    tell: Option<oneshot::Sender<Result<Vec<Reply>>>>,
+}
+
+impl Link {
+    /// Takes over a connected stream. `ended` is called once, when the connection is no more.
+    pub(crate) fn new(
+        number: u64,
+        server: String,
+        stream: TcpStream,
+        patience: Duration,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> Self {
+        let state = State {
+            out: BytesMut::new(),
+            due: VecDeque::new(),
+            selection: Selection::default(),
+            moved: Instant::now(),
+            dead: None,
+        };
+        let inner = Arc::new(Inner { server, stream, patience, state: Mutex::new(state), more_to_write: Notify::new() });
+        let (run, ended) = (inner.clone(), Ended(Some(ended)));
+        let io = tokio::spawn(async move {
+            let _ended = ended;
+            let error = run.io().await;
+            tracing::debug!(server = run.server, error = anyqueue_core::chain(&error), "a connection has ended");
+            run.die(&error);
+        });
+        Self { number, inner, io: io.abort_handle() }
+    }
+
+    /// Sends a request. The answers may be dropped; they are read all the same.
+    pub(crate) fn submit(&self, request: Request) -> Result<Answers> {
+        let (tell, answers) = oneshot::channel();
+        if request.is_empty() {
+            drop(tell.send(Ok(Vec::new())));
+            return Ok(answers);
+        }
+        let mut state = self.inner.state();
+        if let Some(dead) = &state.dead {
+            return Err(dead.duplicate());
+        }
+        if state.due.is_empty() {
+            state.moved = Instant::now();
+        }
+        let State { out, selection, due, .. } = &mut *state;
+        let (choosing, left, wait) = request.write(selection, out);
+        due.push_back(Due { choosing, left, wait, replies: Vec::with_capacity(left), tell: Some(tell) });
+        if let Err(e) = self.inner.flush(&mut state) {
+            drop(state);
+            self.inner.die(&error::io(e, &self.inner.server));
+        }
+        Ok(answers)
+    }
+
+    /// Sends a request and waits for its answers.
+    pub(crate) async fn call(&self, request: Request) -> Result<Vec<Reply>> {
+        answered(self.submit(request)?).await
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.inner.state().dead.is_some()
+    }
+
+    /// Ends it now.
+    pub(crate) fn close(&self, why: &Error) {
+        self.inner.die(why);
+    }
+}
+
+/// Calls back when the connection's task ends, in whatever way.
+struct Ended<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Drop for Ended<F> {
+    fn drop(&mut self) {
+        if let Some(call) = self.0.take() {
+            call();
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.inner.die(&error::closed());
+        self.io.abort();
+    }
+}
+
+/// Waits for the answers to a request.
+pub(crate) async fn answered(answers: Answers) -> Result<Vec<Reply>> {
+    answers.await.unwrap_or_else(|_| Err(error::closed().effect_unknown()))
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what the socket takes now; the rest is the task's.
+    fn flush(&self, state: &mut State) -> io::Result<()> {
+        while !state.out.is_empty() {
+            match self.stream.try_write(&state.out) {
+                Ok(count) => {
+                    state.out.advance(count);
+                    state.moved = Instant::now();
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.more_to_write.notify_one();
+                    break;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails all that is under way.
+    fn die(&self, error: &Error) {
+        let due = {
+            let mut state = self.state();
+            state.dead.get_or_insert_with(|| error.duplicate());
+            state.out.clear();
+            std::mem::take(&mut state.due)
+        };
+        self.more_to_write.notify_one();
+        for tell in due.into_iter().filter_map(|due| due.tell) {
+            // Whoever asked may have gone.
+            drop(tell.send(Err(error.duplicate().effect_unknown())));
+        }
+    }
+
+    async fn io(&self) -> Error {
+        let (mut buffer, mut ticks) = (BytesMut::with_capacity(64 * 1024), interval(TICK));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let writing = match &*self.state() {
+                State { dead: Some(dead), .. } => return dead.duplicate(),
+                state => !state.out.is_empty(),
+            };
+            let interest = if writing { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            let ended = tokio::select! {
+                ready = self.stream.ready(interest) => match ready {
+                    Ok(ready) => self.transfer(ready.is_readable() || ready.is_read_closed(), &mut buffer),
+                    Err(e) => Err(error::io(e, &self.server)),
+                },
+                () = self.more_to_write.notified() => Ok(()),
+                _ = ticks.tick() => self.listen(),
+            };
+            if let Err(e) = ended {
+                return e;
+            }
+        }
+    }
+
+    fn transfer(&self, readable: bool, buffer: &mut BytesMut) -> Result<()> {
+        self.flush(&mut self.state()).map_err(|e| error::io(e, &self.server))?;
+        if !readable {
+            return Ok(());
+        }
+        loop {
+            buffer.reserve(16 * 1024);
+            match self.stream.try_read_buf(buffer) {
+                Ok(0) => return Err(error::io(io::ErrorKind::UnexpectedEof.into(), &self.server)),
+                Ok(_) => self.take_in(buffer)?,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(error::io(e, &self.server)),
+            }
+        }
+    }
+
+    fn take_in(&self, buffer: &mut BytesMut) -> Result<()> {
+        let mut state = self.state();
+        state.moved = Instant::now();
+        while let Some(reply) = decode(buffer).map_err(|e| error::malformed(&e, &self.server))? {
+            let due = state.due.front_mut().ok_or_else(|| error::unexpected(&reply, "nothing"))?;
+            if due.choosing > 0 {
+                due.choosing -= 1;
+                if !matches!(reply, Reply::Using(_) | Reply::Watching(_)) {
+                    // What follows would go to another tube than meant.
+                    return Err(error::unexpected(&reply, "use"));
+                }
+                continue;
+            }
+            due.replies.push(reply);
+            due.left -= 1;
+            if due.left == 0
+                && let Some(Due { tell: Some(tell), replies, .. }) = state.due.pop_front()
+            {
+                drop(tell.send(Ok(replies)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up on a server that is silent although an answer is due, and asks one that had no reason to speak.
+    fn listen(&self) -> Result<()> {
+        let mut state = self.state();
+        let silence = state.moved.elapsed();
+        match state.due.front().map(|due| due.wait) {
+            Some(wait) if silence > self.patience + wait => Err(error::silent(&self.server, silence.as_secs())),
+            None if silence > self.patience / 2 => {
+                let State { out, selection, due, .. } = &mut *state;
+                let (choosing, left, wait) = Request::of(&Command::ListTubeUsed).write(selection, out);
+                due.push_back(Due { choosing, left, wait, replies: Vec::new(), tell: None });
+                state.moved = Instant::now();
+                self.flush(&mut state).map_err(|e| error::io(e, &self.server))
+            }
+            _ => Ok(()),
+        }
+    }
+}

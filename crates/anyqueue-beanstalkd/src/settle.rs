@@ -1,0 +1,215 @@
+//! Settling and touching.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use anyqueue_core::time::{MAX_TTR, check_ttr};
+use anyqueue_core::{Envelope, Error, Moment, Receipt, Result, Settlement, Settler, Touch, async_trait};
+
+use crate::error;
+use crate::hub::{Hub, check, seconds};
+use crate::lease::Lease;
+use crate::link::Link;
+use crate::request::Request;
+use crate::tubes::Tubes;
+use crate::wire::{Command, Reply};
+
+/// Ends and renews leases of one queue.
+#[derive(Debug)]
+pub(crate) struct BeanstalkdSettler {
+    hub: Arc<Hub>,
+    tubes: Arc<Tubes>,
+}
+
+/// One item of a batch, with the reservation that it ends.
+struct Item<'a> {
+    at: usize,
+    lease: Lease,
+    what: &'a Settlement,
+}
+
+impl BeanstalkdSettler {
+    pub(crate) fn new(hub: Arc<Hub>, tubes: Arc<Tubes>) -> Self {
+        Self { hub, tubes }
+    }
+
+    /// Sorts a batch by connection. What cannot be settled has its answer already.
+    fn by_link<'a>(&self, batch: &'a [(Receipt, Settlement)], answers: &mut [Result<()>]) -> HashMap<u64, Vec<Item<'a>>> {
+        let (now, limit) = (self.hub.clock.now(), self.hub.max_body());
+        let (mut leases, mut items) = (self.hub.leases(), HashMap::<u64, Vec<Item<'a>>>::new());
+        for (at, (receipt, what)) in batch.iter().enumerate() {
+            let taken = envelope(what).map_or(Ok(()), |next| check(next, limit));
+            let lease = taken.and_then(|()| leases.take(receipt, now).ok_or_else(Error::lease_lost));
+            match lease {
+                Ok(lease) => items.entry(lease.link).or_default().push(Item { at, lease, what }),
+                Err(e) => answers[at] = Err(e),
+            }
+        }
+        items
+    }
+
+    /// What is asked of one connection: everything that needs no second step, and the first steps of the others.
+    fn first_steps(&self, items: &[Item<'_>]) -> (Request, Vec<usize>) {
+        let mut request = Request::default();
+        let places = items.iter().map(|Item { lease, what, .. }| match what {
+            Settlement::Done => request.push(&Command::Delete(lease.job)),
+            Settlement::Release(next) => {
+                request.push(&Command::Release { id: lease.job, priority: next.priority, delay: seconds(next.delay) })
+            }
+            Settlement::Retry(next) => request.push_to(self.tubes.of(next.priority), &put(next, next.priority)),
+            // All held tasks have one priority: then they stand in the order in which they were held.
+            Settlement::Hold(next, _) => request.push_to(&self.tubes.held, &put(next, 0)),
+        });
+        let places = places.collect();
+        (request, places)
+    }
+
+    async fn settle_on(&self, link: &Link, items: &[Item<'_>]) -> Vec<(usize, Result<()>)> {
+        let (request, places) = self.first_steps(items);
+        let replies = match self.hub.call(link, request).await {
+            Ok(replies) => replies,
+            Err(e) => return items.iter().map(|item| (item.at, Err(e.duplicate()))).collect(),
+        };
+        let (mut answers, mut copied, mut removes) = (Vec::with_capacity(items.len()), Vec::new(), Request::default());
+        for (item, place) in items.iter().zip(places) {
+            match (item.what, &replies[place]) {
+                (Settlement::Done, Reply::Deleted) | (Settlement::Release(_), Reply::Released) => answers.push((item.at, Ok(()))),
+                (Settlement::Done | Settlement::Release(_), Reply::NotFound) => {
+                    answers.push((item.at, Err(Error::lease_lost())));
+                }
+                // Confirmed first, removed second: a crash in between makes a duplicate, never a loss.
+                (Settlement::Retry(_) | Settlement::Hold(..), Reply::Inserted(_)) => {
+                    removes.push(&Command::Delete(item.lease.job));
+                    copied.push(item.at);
+                }
+                (Settlement::Retry(_) | Settlement::Hold(..), Reply::Buried(Some(copy))) => {
+                    self.hub.unbury(link, *copy);
+                    answers.push((item.at, Err(error::unexpected(&replies[place], "put"))));
+                }
+                (_, other) => answers.push((item.at, Err(error::unexpected(other, "settle")))),
+            }
+        }
+        let removed = self.hub.call(link, removes).await;
+        answers.extend(copied.into_iter().enumerate().map(|(nth, at)| (at, removed_one(&removed, nth))));
+        answers
+    }
+
+    async fn touch_on(&self, link: &Link, items: &[(usize, &Touch, Lease)]) -> Vec<(usize, Result<Duration>)> {
+        let request = Request::all(items.iter().map(|(_, _, lease)| Command::Touch(lease.job)));
+        let before = self.hub.clock.now();
+        let replies = match self.hub.call(link, request).await {
+            Ok(replies) => replies,
+            Err(e) => return items.iter().map(|(at, _, _)| (*at, Err(e.duplicate()))).collect(),
+        };
+        let one = |((at, touch, lease), reply): (&(usize, &Touch, Lease), Reply)| {
+            let answer = match reply {
+                Reply::Touched => Ok(self.touched(touch, lease, before)),
+                Reply::NotFound => Err(Error::lease_lost()),
+                other => Err(error::unexpected(&other, "touch")),
+            };
+            (*at, answer)
+        };
+        items.iter().zip(replies).map(one).collect()
+    }
+
+    /// Notes a touch. The server renews a job's own TTR; a longer lease is kept by touching again in time.
+    fn touched(&self, touch: &Touch, lease: &Lease, before: Moment) -> Duration {
+        self.hub.leases().extend(&touch.receipt, before + lease.ttr);
+        if touch.ttr > lease.ttr {
+            let (hub, receipt) = (Arc::downgrade(&self.hub), touch.receipt.clone());
+            self.hub.runtime.spawn(keep_touching(hub, receipt, before + touch.ttr));
+        }
+        let left = (before + lease.ttr.max(touch.ttr)).since(self.hub.clock.now());
+        left.max(Duration::from_millis(1))
+    }
+}
+
+/// Touches a job three times in each of its TTRs until a moment has come or its reservation has ended.
+async fn keep_touching(hub: Weak<Hub>, receipt: Receipt, until: Moment) {
+    loop {
+        let Some((clock, lease)) = hub.upgrade().and_then(|hub| {
+            let now = hub.clock.now();
+            let lease = hub.leases().get(&receipt, now).filter(|_| now < until).cloned()?;
+            Some((hub.clock.clone(), lease))
+        }) else {
+            return;
+        };
+        clock.sleep_until(clock.now() + lease.ttr / 3).await;
+        let Some(hub) = hub.upgrade() else { return };
+        let (before, link) = (hub.clock.now(), hub.link(lease.link));
+        let Some(link) = link.filter(|_| before < until && hub.leases().get(&receipt, before).is_some()) else { return };
+        match hub.call(&link, Request::of(&Command::Touch(lease.job))).await.as_deref() {
+            Ok([Reply::Touched]) => hub.leases().extend(&receipt, before + lease.ttr),
+            _ => return,
+        }
+    }
+}
+
+fn removed_one(removed: &Result<Vec<Reply>>, nth: usize) -> Result<()> {
+    match removed {
+        Ok(replies) => match &replies[nth] {
+            Reply::Deleted => Ok(()),
+            // The copy is written all the same: better twice than not at all.
+            Reply::NotFound => Err(Error::lease_lost().effect_unknown()),
+            other => Err(error::unexpected(other, "delete").effect_unknown()),
+        },
+        Err(e) => Err(e.duplicate().effect_unknown()),
+    }
+}
+
+fn envelope(what: &Settlement) -> Option<&Envelope> {
+    match what {
+        Settlement::Done => None,
+        Settlement::Release(next) | Settlement::Retry(next) | Settlement::Hold(next, _) => Some(next),
+    }
+}
+
+/// A put of a task.
+pub(crate) fn put(task: &Envelope, priority: u32) -> Command<'_> {
+    Command::Put { priority, delay: seconds(task.delay), ttr: seconds(task.ttr), body: &task.body }
+}
+
+#[async_trait]
+impl Settler for BeanstalkdSettler {
+    async fn settle(&self, batch: &[(Receipt, Settlement)]) -> Vec<Result<()>> {
+        let mut answers: Vec<Result<()>> = batch.iter().map(|_| Ok(())).collect();
+        if self.hub.is_closed() {
+            answers.iter_mut().for_each(|answer| *answer = Err(error::closed()));
+        } else {
+            for (link, items) in self.by_link(batch, &mut answers) {
+                let settled = match self.hub.link(link) {
+                    Some(link) => self.settle_on(&link, &items).await,
+                    None => items.iter().map(|item| (item.at, Err(Error::lease_lost()))).collect(),
+                };
+                settled.into_iter().for_each(|(at, answer)| answers[at] = answer);
+            }
+        }
+        let named = |e: Error| e.during("settle").with("queue", &self.tubes.queue);
+        answers.into_iter().map(|answer| answer.map_err(named)).collect()
+    }
+
+    async fn touch(&self, batch: &[Touch]) -> Vec<Result<Duration>> {
+        let mut answers: Vec<Result<Duration>> = batch.iter().map(|_| Err(Error::lease_lost())).collect();
+        let mut by_link = HashMap::<u64, Vec<(usize, &Touch, Lease)>>::new();
+        {
+            let (now, leases) = (self.hub.clock.now(), self.hub.leases());
+            for (at, touch) in batch.iter().enumerate() {
+                if self.hub.is_closed() {
+                    answers[at] = Err(error::closed());
+                } else if let Err(e) = check_ttr(touch.ttr, MAX_TTR, "anyqueue") {
+                    answers[at] = Err(e);
+                } else if let Some(lease) = leases.get(&touch.receipt, now) {
+                    by_link.entry(lease.link).or_default().push((at, touch, lease.clone()));
+                }
+            }
+        }
+        for (link, items) in by_link {
+            if let Some(link) = self.hub.link(link) {
+                self.touch_on(&link, &items).await.into_iter().for_each(|(at, answer)| answers[at] = answer);
+            }
+        }
+        let named = |e: Error| e.during("touch").with("queue", &self.tubes.queue);
+        answers.into_iter().map(|answer| answer.map_err(named)).collect()
+    }
+}
