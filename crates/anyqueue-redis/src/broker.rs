@@ -1,6 +1,6 @@
 //! Connecting, declaring and sending.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::consumer::RedisConsumer;
 use crate::diagnose;
 use crate::error::{closed, strange};
-use crate::layout::{Keys, Rest, VERSION};
+use crate::layout::{Keys, Rest, VERSION, tail};
 use crate::script::Script;
 use crate::servers::{Request, Servers};
 
@@ -119,21 +119,31 @@ impl RedisBroker {
         let some_delayed = tasks.iter().any(|task| !task.delay.is_zero());
         let answer = self.shared.run(Script::Send, keys, |request| {
             request.arg(u8::from(self.shared.config.create)).arg(u8::from(some_delayed));
+            match tasks.split_first() {
+                Some((first, rest)) if rest.iter().all(|task| task.priority == first.priority) => {
+                    request.arg(first.priority.to_be_bytes().as_slice())
+                }
+                _ => request.arg(""),
+            };
             for (place, task) in tasks.iter().enumerate() {
-                request.arg(task.id.as_bytes().as_slice()).arg(Rest::new(place, task));
+                request.arg(tail(place, task.id).as_slice()).arg(Rest::new(place, task));
             }
         });
         answer.await.map(drop)
     }
 }
 
-/// Splits a batch where a request would become too large.
+/// Splits a batch where a request would become too large, and before an id that comes again.
 fn parts<'a, 'b>(tasks: &'b [&'a Envelope], most: usize) -> Vec<&'b [&'a Envelope]> {
     let (mut parts, mut from, mut bytes) = (Vec::new(), 0, 0);
+    let mut ids = HashSet::with_capacity(tasks.len().min(most));
     for (at, task) in tasks.iter().enumerate() {
-        if at > from && (bytes + task.body.len() > REQUEST || at - from == most) {
+        let full = at > from && (bytes + task.body.len() > REQUEST || at - from == most);
+        if full || !ids.insert(task.id) {
             parts.push(&tasks[from..at]);
             (from, bytes) = (at, 0);
+            ids.clear();
+            ids.insert(task.id);
         }
         bytes += task.body.len();
     }

@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyqueue_core::{ConsumeOptions, Consumer, Delivery, Moment, QueueName, Result, Settler, async_trait};
-use redis::{Value, from_redis_value};
+use redis::Value;
 use tokio::sync::{oneshot, watch};
 
 use crate::broker::Shared;
 use crate::error::{closed, strange};
-use crate::layout::{Keys, Stored, lease, taken};
+use crate::layout::{Answer, Keys, Lease, Stored, lease};
 use crate::script::Script;
 use crate::settler::RedisSettler;
 
@@ -63,7 +63,7 @@ impl Claimed {
     }
 }
 
-async fn return_leases(shared: &Shared, keys: &Keys, leases: Vec<[u8; 36]>) -> Result<()> {
+async fn return_leases(shared: &Shared, keys: &Keys, leases: Vec<Lease>) -> Result<()> {
     if leases.is_empty() {
         return Ok(());
     }
@@ -162,14 +162,11 @@ impl RedisConsumer {
 
 /// Reads the answer to a claim.
 fn claimed(answer: Value, asked: Moment, shared: Arc<Shared>, keys: Arc<Keys>) -> Result<Claimed> {
-    let (number, now, tasks, next) = match answer {
-        Value::Int(wait) => (0, 0, VecDeque::new(), u64::try_from(wait).ok().map(Duration::from_millis)),
-        answer => {
-            let (number, now, text) = from_redis_value::<(u64, u64, Vec<u8>)>(answer).map_err(|_| strange("reserve"))?;
-            (number, now, taken(text).ok_or_else(|| strange("reserve"))?.into(), Some(Duration::ZERO))
-        }
+    let (number, now, tasks, next) = match Answer::read(answer).ok_or_else(|| strange("reserve"))? {
+        Answer::Nothing(wait) => (0, 0, Vec::new(), wait.map(Duration::from_millis)),
+        Answer::Taken(number, now, tasks) => (number, now, tasks, Some(Duration::ZERO)),
     };
-    Ok(Claimed { number, tasks, now, asked, next, keys, shared })
+    Ok(Claimed { number, tasks: tasks.into(), now, asked, next, keys, shared })
 }
 
 fn delivery(task: Stored, number: u64, now: u64, asked: Moment, queue: &QueueName) -> Delivery {

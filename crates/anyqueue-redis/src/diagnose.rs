@@ -82,7 +82,9 @@ fn persistence<'a>(fact: &impl Fn(&str) -> &'a str, fsync: Option<&str>, found: 
         let text = "`appendfsync` is no: a power loss takes what the system had not written, half a minute or more; use everysec";
         found(Severity::Warning, text.into());
     } else if fsync == Some("everysec") {
-        found(Severity::Note, "`appendfsync` is everysec: a power loss may take the last second; `always` keeps it".into());
+        let text = "`appendfsync` is everysec: a power loss may take the last seconds, and so may a kill of the server while its \
+                    disk is busy; `always` keeps them";
+        found(Severity::Note, text.into());
     }
     if fact("aof_last_write_status") == "err" || fact("rdb_last_bgsave_status") == "err" {
         found(Severity::Problem, "cannot write its data to disk; see its log, free some room".into());

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyqueue_core::{Bytes, Envelope, Figure, NativeFacts, QueueName, Receipt, TaskId, steps_up};
-use redis::{RedisWrite, ToRedisArgs};
+use redis::{RedisWrite, ToRedisArgs, Value};
 
 /// The version of the layout, written into each queue.
 pub(crate) const VERSION: u32 = 1;
@@ -15,6 +15,9 @@ pub(crate) const VERSION: u32 = 1;
 pub(crate) const PLACE: usize = 28;
 /// What comes before the body; see `send.lua`.
 pub(crate) const HEAD: usize = 34;
+
+/// The counts of a task, five numbers of four bytes.
+const COUNTS: usize = 20;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -85,6 +88,14 @@ impl ToRedisArgs for Rest<'_> {
         // Writing to memory cannot fail.
         let _ = argument.write_all(&self.head).and_then(|()| argument.write_all(self.body));
     }
+}
+
+/// A task's place in its batch, and its id.
+pub(crate) fn tail(place: usize, id: TaskId) -> [u8; 18] {
+    let mut tail = [0; 18];
+    tail[..2].copy_from_slice(&(place as u16).to_be_bytes());
+    tail[2..].copy_from_slice(id.as_bytes());
+    tail
 }
 
 /// How often what happened to a task.
@@ -167,34 +178,50 @@ impl Stored {
     }
 }
 
-/// `claim place`: what a reservation is called. Not made of a receipt that no claim of this layout gave.
-pub(crate) fn lease(receipt: &Receipt) -> Option<[u8; 8 + PLACE]> {
+/// What a reservation is called: `padding claim place`; see `lease.lua`.
+pub(crate) type Lease = [u8; 29 + 8 + PLACE];
+
+/// The lease that a receipt stands for, if it was given by a claim of this layout.
+pub(crate) fn lease(receipt: &Receipt) -> Option<Lease> {
     let (id, priority) = receipt.handle.as_deref()?.split_once('.')?;
     let (id, priority) = (id.parse::<TaskId>().ok()?, u32::from_str_radix(priority, 16).ok()?);
-    let mut lease = [0; 8 + PLACE];
-    lease[..8].copy_from_slice(&receipt.epoch.to_be_bytes());
-    lease[8..12].copy_from_slice(&priority.to_be_bytes());
-    lease[12..20].copy_from_slice(&receipt.tag.to_be_bytes());
-    lease[20..].copy_from_slice(id.as_bytes());
+    let mut lease = [b'-'; 29 + 8 + PLACE];
+    lease[29..37].copy_from_slice(&receipt.epoch.to_be_bytes());
+    lease[37..41].copy_from_slice(&priority.to_be_bytes());
+    lease[41..49].copy_from_slice(&receipt.tag.to_be_bytes());
+    lease[49..].copy_from_slice(id.as_bytes());
     Some(lease)
 }
 
-/// Reads what `reserve.lua` took: of each task its size, its losses, its place and itself.
-pub(crate) fn taken(text: Vec<u8>) -> Option<Vec<Stored>> {
-    let mut rest = Bytes::from(text);
-    let mut tasks = Vec::new();
-    while !rest.is_empty() {
-        let head = rest.get(..8 + PLACE)?;
-        let (size, lost) = (number(&head[..4]) as usize, number(&head[4..8]) as u32);
-        let place: [u8; PLACE] = head[8..].try_into().ok()?;
-        let mut task = rest.split_off(8 + PLACE);
-        if task.len() < size {
+/// What `reserve.lua` answers.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// Nothing is ready; after so many milliseconds something may be, by time alone.
+    Nothing(Option<u64>),
+    /// The number of the claim, the server's time, and the tasks.
+    Taken(u64, u64, Vec<Stored>),
+}
+
+impl Answer {
+    pub(crate) fn read(answer: Value) -> Option<Self> {
+        let items = match answer {
+            Value::Int(wait) => return Some(Self::Nothing(u64::try_from(wait).ok())),
+            Value::Array(items) => items,
+            _ => return None,
+        };
+        let mut items = items.into_iter();
+        let (Value::Int(claim), Value::Int(now), Value::BulkString(counts)) = (items.next()?, items.next()?, items.next()?)
+        else {
             return None;
+        };
+        let mut tasks = Vec::with_capacity(items.len() / 2);
+        while let Some(place) = items.next() {
+            let (Value::BulkString(place), Value::BulkString(task)) = (place, items.next()?) else { return None };
+            let counts = counts.get(COUNTS * tasks.len()..).unwrap_or_default();
+            tasks.push(Stored::read(&place, task.into(), CountsOf::read(counts).lost)?);
         }
-        rest = task.split_off(size);
-        tasks.push(Stored::read(&place, task, lost)?);
+        Some(Self::Taken(claim as u64, now as u64, tasks))
     }
-    Some(tasks)
 }
 
 #[cfg(test)]
@@ -216,18 +243,28 @@ mod tests {
         place.extend_from_slice(id.as_bytes());
         let stored = Stored::read(&place, Bytes::from(vec![0; HEAD]), 0).unwrap();
         let receipt = stored.receipt(claim);
-        assert_eq!(lease(&receipt).unwrap()[8..], place[..]);
-        assert_eq!(number(&lease(&receipt).unwrap()[..8]), claim);
+        assert_eq!(lease(&receipt).unwrap()[37..], place[..]);
+        assert_eq!(number(&lease(&receipt).unwrap()[29..37]), claim);
+        assert!(lease(&receipt).unwrap().len() > 64, "shorter names are slow");
         assert_eq!(lease(&Receipt::new(1, 2)), None);
         assert_eq!(lease(&Receipt { handle: Some("nonsense".into()), ..receipt }), None);
     }
 
     #[test]
-    fn a_truncated_answer_is_no_task() {
-        assert!(taken(vec![0; 10]).is_none());
-        assert!(taken(Vec::new()).unwrap().is_empty());
-        let mut text = vec![0, 0, 0, 99, 0, 0, 0, 0];
-        text.extend_from_slice(&[0; PLACE + 40]);
-        assert!(taken(text).is_none());
+    fn an_answer_is_read_whole_or_not_at_all() {
+        let text = |bytes: &[u8]| Value::BulkString(bytes.to_vec());
+        let read = |items: Vec<Value>| Answer::read(Value::Array(items));
+        let head = || vec![Value::Int(3), Value::Int(9), text(&[0, 0, 0, 7])];
+        let mut good = head();
+        good.extend([text(&[1; PLACE]), text(&[0; HEAD + 2])]);
+        let Some(Answer::Taken(3, 9, tasks)) = read(good.clone()) else { panic!("an answer with a task") };
+        assert_eq!((tasks.len(), tasks[0].body.len(), tasks[0].lost), (1, 2, 7));
+        good.pop();
+        assert!(read(good).is_none(), "a place without a task");
+        let mut short = head();
+        short.extend([text(&[1; PLACE]), text(&[0; HEAD - 1])]);
+        assert!(read(short).is_none(), "a task without its head");
+        assert!(matches!(Answer::read(Value::Int(-1)), Some(Answer::Nothing(None))));
+        assert!(Answer::read(Value::Nil).is_none());
     }
 }

@@ -38,6 +38,7 @@ const NEVER: &str = include_str!("lua/never.lua");
 const BELL: &str = include_str!("lua/bell.lua");
 const COUNT: &str = include_str!("lua/count.lua");
 const PLACE: &str = include_str!("lua/place.lua");
+const LEASE: &str = include_str!("lua/lease.lua");
 const PROMOTE: &str = include_str!("lua/promote.lua");
 
 impl Script {
@@ -61,17 +62,17 @@ impl Script {
     fn parts(self) -> (Flags, &'static [&'static str]) {
         match self {
             Self::Send => (Flags::Adds, &[KEYS, CLOCK, BELL, include_str!("lua/send.lua")]),
-            Self::Reserve => (Flags::Frees, &[KEYS, CLOCK, NEVER, BELL, COUNT, PROMOTE, include_str!("lua/reserve.lua")]),
+            Self::Reserve => (Flags::Frees, &[KEYS, CLOCK, NEVER, BELL, COUNT, LEASE, PROMOTE, include_str!("lua/reserve.lua")]),
             Self::Done => (Flags::Frees, &[KEYS, include_str!("lua/done.lua")]),
-            Self::Settle => (Flags::Frees, &[KEYS, CLOCK, NEVER, BELL, COUNT, PLACE, include_str!("lua/settle.lua")]),
+            Self::Settle => (Flags::Frees, &[KEYS, CLOCK, NEVER, BELL, COUNT, LEASE, PLACE, include_str!("lua/settle.lua")]),
             Self::Touch => (Flags::Frees, &[KEYS, CLOCK, NEVER, BELL, include_str!("lua/touch.lua")]),
             Self::Declare => (Flags::Adds, &[KEYS, include_str!("lua/declare.lua")]),
             Self::Stats => (Flags::Looks, &[KEYS, CLOCK, include_str!("lua/stats.lua")]),
             Self::Info => (Flags::Looks, &[KEYS, CLOCK, PLACE, include_str!("lua/info.lua")]),
-            Self::List => (Flags::Frees, &[KEYS, CLOCK, COUNT, PROMOTE, include_str!("lua/list.lua")]),
+            Self::List => (Flags::Frees, &[KEYS, CLOCK, COUNT, LEASE, PROMOTE, include_str!("lua/list.lua")]),
             Self::Kick => (Flags::Frees, &[KEYS, BELL, COUNT, PLACE, include_str!("lua/kick.lua")]),
-            Self::Delete => (Flags::Frees, &[KEYS, CLOCK, COUNT, PROMOTE, PLACE, include_str!("lua/delete.lua")]),
-            Self::Purge => (Flags::Frees, &[KEYS, CLOCK, COUNT, PROMOTE, include_str!("lua/purge.lua")]),
+            Self::Delete => (Flags::Frees, &[KEYS, CLOCK, COUNT, LEASE, PROMOTE, PLACE, include_str!("lua/delete.lua")]),
+            Self::Purge => (Flags::Frees, &[KEYS, CLOCK, COUNT, LEASE, PROMOTE, include_str!("lua/purge.lua")]),
             Self::Pause => (Flags::Frees, &[KEYS, CLOCK, NEVER, include_str!("lua/pause.lua")]),
             Self::Paused => (Flags::Looks, &[KEYS, CLOCK, NEVER, include_str!("lua/paused.lua")]),
         }

@@ -8,10 +8,8 @@ use redis::Value;
 
 use crate::broker::{Shared, all_failed};
 use crate::error::strange;
-use crate::layout::{Keys, Rest, lease, milliseconds};
+use crate::layout::{Keys, Lease, Rest, lease, milliseconds};
 use crate::script::Script;
-
-type Lease = [u8; 36];
 
 /// Items that go into one request.
 const MOST: usize = 1024;

@@ -20,7 +20,7 @@ async fn shared() -> Result<Arc<Process>, BoxError> {
     if let Some(server) = shared.upgrade() {
         return Ok(server);
     }
-    let server = Arc::new(redis::start(["--requirepass", "swordfish"]).await?);
+    let server = Arc::new(redis::start(["--requirepass", "swordfish", "--appendfsync", "everysec"]).await?);
     *shared = Arc::downgrade(&server);
     Ok(server)
 }

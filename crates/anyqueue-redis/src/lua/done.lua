@@ -4,7 +4,7 @@ local leases, ids, answers = {}, {}, {}
 for i = 1, #ARGV do
   if there[i] then
     leases[#leases + 1] = ARGV[i]
-    ids[#ids + 1] = string.sub(ARGV[i], 21)
+    ids[#ids + 1] = string.sub(ARGV[i], -16)
   end
   answers[i] = there[i] and '1' or '0'
 end

@@ -18,7 +18,7 @@ for i = 1, #found, 2 do
     more = 1
     break
   end
-  local at = state == 'reserved' and string.sub(found[i], 9) or found[i]
+  local at = state == 'reserved' and place_of(found[i]) or found[i]
   local id = string.sub(at, 13)
   local task = redis.call('HGET', TASKS, id)
   if task then

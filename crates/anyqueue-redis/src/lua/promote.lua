@@ -19,7 +19,7 @@ local function promote(now)
   local ended = redis.call('ZRANGEBYSCORE', RESERVED, '-inf', now, 'LIMIT', 0, STEP)
   if #ended > 0 then
     for i = 1, #ended do
-      ended[i] = string.sub(ended[i], 9)
+      ended[i] = place_of(ended[i])
       count(string.sub(ended[i], 13), 2)
     end
     line_up(ended)

@@ -2,9 +2,11 @@
 -- nothing for all.
 --
 -- Answers with milliseconds to wait if there is nothing (-1: nothing will come by itself), else with the number of the
--- claim, the present and one text: of each task its size (4 bytes), how often it was lost (4), its place (28) and itself.
+-- claim, the present, a text with the counts of all (20 bytes each) if there are any, and of each task its place and itself.
 local now = milliseconds()
 local state = redis.call('HMGET', QUEUE, 'paused', 'bell')
+
+local NOTHING = string.rep('\0', 20)
 
 local function wait_until(moment)
   if state[2] ~= moment then
@@ -50,33 +52,32 @@ if #places == 0 then
 end
 
 local number = redis.call('HINCRBY', QUEUE, 'claim', 1)
-local claim = struct.pack('>I8', number)
+local claim = PADDING .. struct.pack('>I8', number)
 local counted = redis.call('EXISTS', COUNTS) == 1
-local answer, leases, ends, soonest = {}, {}, {}, NEVER
-local bytes, taken = 0, 0
+local answer, leases, ends, soonest, losses = {number, now, ''}, {}, {}, NEVER, {}
+local bytes, taken, unpacked, sub = 0, 0, struct.unpack, string.sub
 while #places > 0 do
   take(places)
   local ids = {}
   for i = 1, #places do
-    ids[i] = string.sub(places[i], 13)
+    ids[i] = sub(places[i], 13)
   end
   local tasks = redis.call('HMGET', TASKS, unpack(ids))
-  local counts = counted and redis.call('HMGET', COUNTS, unpack(ids)) or {}
+  local counts = counted and redis.call('HMGET', COUNTS, unpack(ids))
   for i = 1, #places do
-    local task = tasks[i]
+    local task, at = tasks[i], places[i]
     if task then
-      local ttr = struct.unpack('>I4', task, 25)
+      local ttr = unpacked('>I4', task, 25)
       if not ends[ttr] then
         soonest = math.min(soonest, now + ttr)
         ends[ttr] = string.format('%.0f', now + ttr)
       end
-      leases[#leases + 1] = ends[ttr]
-      leases[#leases + 1] = claim .. places[i]
-      local lost = counts[i] and struct.unpack('>I4', counts[i]) or 0
-      answer[#answer + 1] = struct.pack('>I4I4', #task, lost)
-      answer[#answer + 1] = places[i]
-      answer[#answer + 1] = task
+      leases[2 * taken + 1], leases[2 * taken + 2] = ends[ttr], claim .. at
+      answer[2 * taken + 4], answer[2 * taken + 5] = at, task
       bytes, taken = bytes + #task, taken + 1
+      if counts then
+        losses[taken] = counts[i] or NOTHING
+      end
     end
   end
   left = left - #places
@@ -84,11 +85,12 @@ while #places > 0 do
   local more = math.min(left, room)
   places = more > 0 and first(more) or {}
 end
-if #leases > 0 then
+if taken > 0 then
   redis.call('ZADD', RESERVED, unpack(leases))
 end
+answer[3] = table.concat(losses)
 -- Who waits knows nothing of these leases: it must look when the first one ends.
 if state[2] and soonest < tonumber(state[2]) then
   ring(soonest)
 end
-return {number, now, table.concat(answer)}
+return answer

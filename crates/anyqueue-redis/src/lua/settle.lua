@@ -25,17 +25,17 @@ end
 
 for i = 1, #ARGV, 4 do
   local what, lease, delay = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
-  local id = string.sub(lease, 21)
+  local id = string.sub(lease, -16)
   if redis.call('ZREM', RESERVED, lease) == 0 then
     stale = true
     answers[#answers + 1] = '0'
   else
     answers[#answers + 1] = '1'
     if what == 'back' then
-      put(string.sub(lease, 9), 0)
+      put(place_of(lease), 0)
     elseif what == 'release' then
       count(id, 3)
-      put(string.sub(lease, 9), delay)
+      put(place_of(lease), delay)
     elseif what == 'retry' then
       count(id, 3, true)
       put(rewrite(id, ARGV[i + 3]), delay)

@@ -4,8 +4,10 @@ use anyqueue_core::BoxError;
 
 use crate::server::{Launch, Process, Ready};
 
-/// Starts a `redis-server` in a folder of its own, on a free port of this machine: its append-only file on, no snapshots.
-/// What follows in `settings` wins over that: `["--maxmemory", "10mb"]`, say.
+/// Starts a `redis-server` in a folder of its own, on a free port of this machine: no snapshots, and an append-only file
+/// that is written before each answer. (With `appendfsync everysec`, Redis answers first while an earlier write is still on
+/// its way to the disk; a kill at that moment loses what was answered.) What follows in `settings` wins over that:
+/// `["--maxmemory", "10mb"]`, say.
 ///
 /// # Errors
 /// If there is no `redis-server` on the path, or it does not become ready; its output is in the text.
@@ -15,6 +17,7 @@ pub async fn start<T: Into<String>>(settings: impl IntoIterator<Item = T>) -> Re
 
 /// The command of [`start`]: for tests that change how it is started.
 pub fn launch() -> Launch {
-    let usual = ["--bind", "127.0.0.1", "--port", "{port}", "--dir", "{dir}", "--save", "", "--appendonly", "yes"];
-    Launch::new("redis-server").args(usual).ready(Ready::Output("Ready to accept connections".into()))
+    let place = ["--bind", "127.0.0.1", "--port", "{port}", "--dir", "{dir}"];
+    let durable = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
+    Launch::new("redis-server").args(place).args(durable).ready(Ready::Output("Ready to accept connections".into()))
 }
