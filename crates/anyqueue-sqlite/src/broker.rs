@@ -28,6 +28,10 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
+    pub(crate) fn new(shared: Arc<Shared>) -> Arc<Self> {
+        Arc::new(Self { shared, closed: AtomicBool::new(false) })
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) { Err(closed()) } else { Ok(()) }
     }
@@ -107,8 +111,7 @@ impl SqliteBroker {
         let shared = tokio::task::spawn_blocking(move || Shared::open(config, clock))
             .await
             .map_err(|e| Error::unavailable("the thread that opens the file ended").because(e))??;
-        let gate = Arc::new(Gate { shared, closed: AtomicBool::new(false) });
-        Ok(Arc::new(Self { gate, create, capabilities: Arc::new(capabilities) }))
+        Ok(Arc::new(Self { gate: Gate::new(shared), create, capabilities: Arc::new(capabilities) }))
     }
 
     fn refuse(&self, task: &Envelope) -> Result<()> {
@@ -181,7 +184,7 @@ impl Broker for SqliteBroker {
 
     async fn ping(&self) -> Result<()> {
         self.gate.check()?;
-        let look = |db: &rusqlite::Connection| Ok(db.query_row("SELECT count(*) FROM counter", [], |_| Ok(()))?);
+        let look = |db: &rusqlite::Connection| Ok(db.query_row("SELECT count(*) FROM numbering", [], |_| Ok(()))?);
         self.gate.shared.read(look).await.map_err(|e| e.during("ping"))
     }
 

@@ -74,6 +74,8 @@ impl Job for ClaimJob {
     }
 
     fn nothing_to_do(&mut self, tx: &mut Tx<'_>) -> Result<bool, Fault> {
+        // What an attempt took that was rolled back is not ours: another process may have it by now.
+        self.taken.clear();
         let nothing = self.claim.nothing(tx)?;
         self.next = nothing.flatten();
         Ok(nothing.is_some())
@@ -235,5 +237,44 @@ pub(crate) fn spread<T>(answers: Result<Vec<Result<T>>>, count: usize, explain: 
             let error = explain(error);
             (0..count).map(|_| Err(error.duplicate())).collect()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyqueue_core::{Bytes, ConnectOptions};
+    use anyqueue_testkit::SystemClock;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::shared::Shared;
+    use crate::store::Memory;
+
+    /// Between two attempts another process may take the very tasks, and is given the same numbers for them.
+    #[tokio::test]
+    async fn what_a_rolled_back_claim_took_is_not_handed_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("q.db");
+        let options = ConnectOptions::new(&format!("sqlite:{}", path.display()), Arc::new(SystemClock)).unwrap();
+        let shared = Shared::open(Config::read(&options).unwrap(), options.clock.clone()).unwrap();
+        let queue = QueueName::new("q").unwrap();
+        let name = queue.clone();
+        shared.write(1, true, move |tx| Ok(tx.queue_or_create(&name, true)?)).await.unwrap();
+        let lost = Taken {
+            seq: 1,
+            reserves: 1,
+            priority: 0,
+            ttr: 60_000,
+            redelivered: 0,
+            sent_at: 0,
+            body: Bytes::from_static(b"lost"),
+        };
+        let claim = Claim { queue, max: NonZeroUsize::MIN, priorities: 0..=u32::MAX };
+        let (reply, mut answer) = oneshot::channel();
+        let mut job = ClaimJob { claim, taken: vec![lost], next: None, gate: Gate::new(shared), reply };
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        assert!(job.nothing_to_do(&mut Tx::new(&connection, 0, &mut Memory::default(), true)).unwrap());
+        Box::new(job).answer(Ok(()));
+        assert_eq!(answer.try_recv().unwrap().unwrap().tasks.len(), 0);
     }
 }

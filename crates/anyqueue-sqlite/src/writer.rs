@@ -203,6 +203,8 @@ impl Writer {
             }
             if matches!(failure, Failure::File(_)) || matches!(failure, Failure::Sqlite(e) if is_of_the_file(e)) {
                 self.open = None;
+                // Another file may be there next, with the same numbers for other tasks.
+                self.memory = Memory::default();
             }
         }
         result

@@ -22,6 +22,21 @@ fn first_version(path: &std::path::Path) {
     .unwrap();
 }
 
+/// A program of an earlier version that has the file open while a later one upgrades it must not go on: it would give out
+/// numbers that were used.
+#[tokio::test]
+async fn an_earlier_program_that_has_the_file_open_is_stopped_by_the_upgrade() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("q.db");
+    first_version(&path);
+    let old = Connection::open(&path).unwrap();
+    let mut take_a_number = old.prepare("UPDATE counter SET next_seq = next_seq + 1").unwrap();
+    assert_eq!(take_a_number.execute([]).unwrap(), 1);
+    open(&path).await.close().await.unwrap();
+    let error = take_a_number.execute([]).unwrap_err().to_string();
+    assert!(error.contains("no such table"), "{error}");
+}
+
 #[tokio::test]
 async fn an_older_file_is_upgraded_with_its_tasks() {
     let folder = tempfile::tempdir().unwrap();

@@ -12,6 +12,14 @@ const OPTIONAL: &[(&str, &[&str], Option<&Driver>)] = &[
     ("sqlite", anyqueue_sqlite::DRIVER.schemes, Some(&anyqueue_sqlite::DRIVER)),
     #[cfg(not(feature = "sqlite"))]
     ("sqlite", &["sqlite"], None),
+    #[cfg(feature = "beanstalkd")]
+    ("beanstalkd", anyqueue_beanstalkd::DRIVER.schemes, Some(&anyqueue_beanstalkd::DRIVER)),
+    #[cfg(not(feature = "beanstalkd"))]
+    ("beanstalkd", &["beanstalkd"], None),
+    #[cfg(feature = "redis")]
+    ("redis", anyqueue_redis::DRIVER.schemes, Some(&anyqueue_redis::DRIVER)),
+    #[cfg(not(feature = "redis"))]
+    ("redis", &["redis", "rediss"], None),
 ];
 
 /// The drivers that brokers are chosen from.

@@ -1,1 +1,1 @@
-SELECT max((SELECT next_seq FROM counter), (SELECT ifnull(max(seq), 0) + 1 FROM task))
+SELECT max((SELECT next_seq FROM numbering), (SELECT ifnull(max(seq), 0) + 1 FROM task))

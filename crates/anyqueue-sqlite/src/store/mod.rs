@@ -121,7 +121,7 @@ impl<'c> Tx<'c> {
     pub(crate) fn finish(mut self) -> rusqlite::Result<Changes> {
         self.write_sent()?;
         if let Some(next) = self.next_seq.filter(|_| self.counts) {
-            self.db.prepare_cached("UPDATE counter SET next_seq = ?1")?.execute([next])?;
+            self.db.prepare_cached("UPDATE numbering SET next_seq = ?1")?.execute([next])?;
         }
         self.memory.leases.clear(self.db)?;
         Ok(self.changes)

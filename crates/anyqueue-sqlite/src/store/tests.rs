@@ -42,9 +42,9 @@ fn no_statement_of_workers_scans_or_sorts() {
         include_str!("../sql/kick_id.sql"),
     ];
     for sql in statements {
-        // The rows of a `VALUES` are no table; the counter has one row.
+        // The rows of a `VALUES` are no table; `numbering` has one row.
         let plan =
-            plan(sql).replace("SCAN 32-ROW VALUES CLAUSE", "").replace("SCAN CONSTANT ROW", "").replace("SCAN counter", "");
+            plan(sql).replace("SCAN 32-ROW VALUES CLAUSE", "").replace("SCAN CONSTANT ROW", "").replace("SCAN numbering", "");
         assert!(!plan.contains("SCAN") && !plan.contains("TEMP B-TREE"), "{sql}: {plan}");
     }
 }

@@ -84,7 +84,7 @@ async fn demanded(shared: &Arc<Shared>, watched: &Watched, most: usize, unread: 
             let room = most.saturating_sub(lane.running + waiting + watched.settle.open());
             let demand = state.demand(watched.lane, unread_count).min(room).min((most / SHARES).max(PART));
             // Asking for a few at a time would make many small requests of one large one.
-            if demand > waiting || demand >= most / SHARES {
+            if demand > 0 && (demand > waiting || demand >= most / SHARES) {
                 return NonZeroUsize::new(demand);
             }
             state.lanes[watched.lane].asking = unread.is_none();
@@ -196,6 +196,7 @@ async fn take_in(shared: &Arc<Shared>, watched: &Watched, unread: Option<Unread>
         let before = deliveries.len();
         take_in_part(shared, watched, &settler, deliveries.by_ref().take(part)).await;
         shared.state().unread -= before - deliveries.len();
+        shared.activity.notify_one();
     }
 }
 

@@ -145,7 +145,7 @@ impl Shared {
         let mut state = self.state();
         // Under the lock: a settlement is counted there before it leaves its line.
         let settled = self.watched.iter().all(|watched| watched.settle.open() == 0);
-        if !settled || state.running > 0 {
+        if !settled || state.running + state.unread > 0 {
             return;
         }
         match std::mem::take(&mut state.alone) {

@@ -30,8 +30,14 @@ async fn next(shared: &Shared, slot: usize) -> (Arc<Attempt>, Moment) {
     let rules = |attempt: &Attempt| LeaseRules::from(shared.watched[attempt.lane].policy(&attempt.incoming.wire.task));
     poll_fn(|cx| {
         let mut state = shared.state();
-        let due = state.keeper_due;
-        match state.next(slot, cx.waker(), &*shared.clock, rules) {
+        let (due, settled) = (state.keeper_due, state.settled);
+        let next = state.next(slot, cx.waker(), &*shared.clock, rules);
+        if state.settled != settled {
+            // Some were over before a slot took them, and the broker has them again.
+            shared.activity.notify_one();
+            shared.ring_all_pumps();
+        }
+        match next {
             Some(task) => {
                 shared.ring_pump(&mut state, task.0.lane);
                 if state.keeper_due != due {

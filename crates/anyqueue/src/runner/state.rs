@@ -160,7 +160,7 @@ impl State {
         };
         let wanted = (share + ahead).saturating_sub(of.buffer.len() + coming);
         match self.left {
-            Some(left) => wanted.min((left as usize).saturating_sub(self.buffered + coming)),
+            Some(left) => wanted.min((left as usize).saturating_sub(self.buffered + self.unread)),
             None => wanted,
         }
     }
@@ -174,7 +174,7 @@ impl State {
     pub(crate) fn push(&mut self, lane: usize, tasks: Vec<Arc<Attempt>>, now: Moment) -> Vec<Arc<Attempt>> {
         let mut refused = Vec::new();
         for task in tasks {
-            if self.quiet || !matches!(self.alone, Alone::Nobody) {
+            if self.quiet || self.paused || !matches!(self.alone, Alone::Nobody) {
                 refused.push(task);
                 continue;
             }
@@ -253,6 +253,7 @@ impl State {
                 // The process was frozen while it waited: the lease is over and somebody else may have the task.
                 Some(task) => {
                     self.unhold(&task);
+                    self.settled += 1;
                     if matches!(self.alone, Alone::Running) {
                         self.alone = Alone::Nobody;
                     }
