@@ -1,0 +1,128 @@
+//! What a call costs the server and the network, counted: not timed.
+
+#![allow(clippy::unwrap_used, reason = "a test that meets an error fails")]
+
+mod shared;
+
+use std::time::Duration;
+
+use anyqueue_core::{Settlement, State, Which};
+use anyqueue_testkit::servers::redis;
+use anyqueue_testkit::{Sample, Server};
+use shared::{SOON, connect, consumer, operator, queue, reserve, send, settle_all, tell, url, work};
+
+const NONE: [&str; 0] = [];
+const LONG: Duration = Duration::from_secs(3600);
+
+/// Commands that the server has run, those inside scripts included.
+async fn commands(server: &dyn Server) -> u64 {
+    let text: String = tell(&mut operator(server).await, "INFO commandstats").await;
+    let calls = |line: &str| line.split_once("calls=")?.1.split(',').next()?.parse::<u64>().ok();
+    let ours = |line: &&str| ["cmdstat_z", "cmdstat_h", "cmdstat_ex", "cmdstat_ev"].iter().any(|start| line.starts_with(start));
+    text.lines().filter(ours).filter_map(calls).sum()
+}
+
+async fn seconds_in_scripts(server: &dyn Server) -> f64 {
+    let text: String = tell(&mut operator(server).await, "INFO commandstats").await;
+    let line = text.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap();
+    line.split_once("usec=").unwrap().1.split(',').next().unwrap().parse::<f64>().unwrap() / 1e6
+}
+
+#[tokio::test]
+async fn a_backlog_of_delayed_and_held_tasks_adds_nothing_to_a_call() {
+    let server = redis::start(["--appendonly", "no"]).await.unwrap();
+    let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("backlog"));
+    let mut consumer = consumer(&*broker, &queue).await;
+    let settler = consumer.settler();
+    let mut costs = Vec::new();
+    for round in 0..2u64 {
+        if round == 1 {
+            for part in 0..60 {
+                let delayed: Vec<_> = (0..1000).map(|n| Sample::new(part * 1000 + n).delay(LONG).envelope()).collect();
+                send(&*broker, &queue, &delayed).await.unwrap();
+            }
+            for _ in 0..10 {
+                send(&*broker, &queue, &Sample::many(1000)).await.unwrap();
+                let got = reserve(&mut *consumer, 1000, SOON).await.unwrap();
+                let hold = Settlement::Hold(Sample::new(0).envelope(), "parked".into());
+                settle_all(&*settler, &got, hold).await.unwrap();
+            }
+            let stats = broker.admin().stats(&queue).await.unwrap();
+            assert_eq!((stats.delayed.value(), stats.held.value()), (Some(60_000), Some(10_000)));
+        }
+        let before = commands(&server).await;
+        send(&*broker, &queue, &Sample::many(64)).await.unwrap();
+        let got = reserve(&mut *consumer, 64, SOON).await.unwrap();
+        assert_eq!(got.len(), 64);
+        settle_all(&*settler, &got, Settlement::Done).await.unwrap();
+        broker.admin().stats(&queue).await.unwrap();
+        broker.admin().peek(&queue, State::Delayed, 10).await.unwrap();
+        broker.admin().held(&queue, None, 10).await.unwrap();
+        costs.push(commands(&server).await - before);
+    }
+    // One more to find that there are counts, one for those of each listed task.
+    assert!(costs[1] <= costs[0] + 60, "commands for the same work: {costs:?}");
+    let longest = seconds_in_scripts(&server).await;
+    assert_eq!(broker.admin().kick(&queue, &Which::All).await.unwrap(), 10_000);
+    assert_eq!(broker.admin().purge(&queue, &[State::Delayed, State::Ready]).await.unwrap(), 70_000);
+    println!("kick and purge of 80,000 tasks: {:.2} s in scripts", seconds_in_scripts(&server).await - longest);
+}
+
+#[tokio::test]
+async fn what_is_due_all_at_once_is_made_ready_a_part_at_a_time() {
+    let server = redis::start(["--appendonly", "no"]).await.unwrap();
+    let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("due"));
+    let soon = Duration::from_millis(300);
+    for part in 0..5 {
+        let delayed: Vec<_> = (0..1000).map(|n| Sample::new(part * 1000 + n).delay(soon).envelope()).collect();
+        send(&*broker, &queue, &delayed).await.unwrap();
+    }
+    tokio::time::sleep(soon * 2).await;
+    let mut consumer = consumer(&*broker, &queue).await;
+    let before = broker.admin().stats(&queue).await.unwrap();
+    assert_eq!((before.ready.value(), before.delayed.value()), (Some(5000), Some(0)), "due tasks count as ready");
+    assert_eq!(reserve(&mut *consumer, 1, SOON).await.unwrap().len(), 1);
+    let waiting: u64 = tell(&mut operator(&server).await, "ZCARD anyqueue:{due}:delayed").await;
+    assert_eq!(waiting, 4500, "one call moves 500");
+    assert_eq!(work(&mut *consumer, 4999, SOON).await.len(), 4999);
+}
+
+#[tokio::test]
+async fn fifty_queues_need_two_connections_and_a_drain_few_round_trips() {
+    let server = redis::start(NONE).await.unwrap();
+    let broker = connect(&url(&server)).await.unwrap();
+    let mut consumers = Vec::new();
+    for number in 0..50 {
+        consumers.push(consumer(&*broker, &queue(&format!("q{number}"))).await);
+    }
+    for consumer in consumers.iter_mut() {
+        assert!(reserve(&mut **consumer, 1, Duration::from_millis(20)).await.unwrap().is_empty());
+    }
+    assert_eq!(broker.info().connections, 2, "one for all requests, one to be rung");
+    let tasks = Sample::many(1000);
+    send(&*broker, &queue("q7"), &tasks).await.unwrap();
+    let before = broker.info().round_trips;
+    let (consumer, mut left) = (&mut consumers[7], 1000);
+    while left > 0 {
+        let got = reserve(&mut **consumer, 64, SOON).await.unwrap();
+        settle_all(&*consumer.settler(), &got, Settlement::Done).await.unwrap();
+        left -= got.len();
+    }
+    let used = broker.info().round_trips - before;
+    assert!(used <= 40, "{used} round trips for 1000 tasks in batches of 64");
+}
+
+#[tokio::test]
+async fn a_large_task_does_not_come_with_all_its_neighbours() {
+    let server = redis::start(["--appendonly", "no"]).await.unwrap();
+    let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("large"));
+    let data = anyqueue_core::Data::json(&"x".repeat(1 << 20)).unwrap();
+    for number in 0..40 {
+        send(&*broker, &queue, &[Sample::new(number).data(data.clone()).envelope()]).await.unwrap();
+    }
+    let mut consumer = consumer(&*broker, &queue).await;
+    let got = reserve(&mut *consumer, 1000, SOON).await.unwrap();
+    assert!((1..=16).contains(&got.len()), "{} tasks of 1 MiB in one answer", got.len());
+    settle_all(&*consumer.settler(), &got, Settlement::Done).await.unwrap();
+    assert_eq!(work(&mut *consumer, 40 - got.len(), SOON).await.len(), 40 - got.len());
+}

@@ -1,0 +1,148 @@
+//! A server that forgets, fills up, restarts, or is not the one that takes writes.
+
+#![allow(clippy::unwrap_used, reason = "a test that meets an error fails")]
+
+mod shared;
+
+use std::time::{Duration, Instant};
+
+use anyqueue_core::{Durability, Effect, ErrorKind, Settlement, Severity};
+use anyqueue_testkit::servers::redis;
+use anyqueue_testkit::{Process, Ready, Sample, Server};
+use shared::{SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, tell, url, work};
+
+const NONE: [&str; 0] = [];
+
+async fn finding(server: &Process, part: &str) -> Option<Severity> {
+    let findings = connect(&url(server)).await.unwrap().diagnose().await.unwrap();
+    findings.into_iter().find(|finding| finding.text.contains(part)).map(|finding| finding.severity)
+}
+
+#[tokio::test]
+async fn scripts_that_the_server_forgot_are_sent_again() {
+    let server = redis::start(NONE).await.unwrap();
+    let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("forgotten"));
+    let mut consumer = consumer(&*broker, &queue).await;
+    for number in 0..3 {
+        let _: () = tell(&mut operator(&server).await, "SCRIPT FLUSH").await;
+        send_one(&*broker, &queue, number).await.unwrap();
+        let _: () = tell(&mut operator(&server).await, "SCRIPT FLUSH").await;
+        assert_eq!(work(&mut *consumer, 1, SOON).await, [number]);
+    }
+}
+
+#[tokio::test]
+async fn a_server_emptied_under_the_feet_of_a_worker_goes_on_with_new_tasks() {
+    let server = redis::start(NONE).await.unwrap();
+    let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("emptied"));
+    let mut consumer = consumer(&*broker, &queue).await;
+    send_one(&*broker, &queue, 1).await.unwrap();
+    let lost = reserve(&mut *consumer, 1, SOON).await.unwrap();
+    let settler = consumer.settler();
+    let emptying = async {
+        // The consumer waits by now; the server forgets that it does.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let _: () = tell(&mut operator(&server).await, "FLUSHALL").await;
+        let error = settle_all(&*settler, &lost, Settlement::Done).await.unwrap_err();
+        assert!(error.is_lease_lost(), "{error:?}");
+        send_one(&*broker, &queue, 2).await.unwrap();
+        Instant::now()
+    };
+    let (got, sent) = tokio::join!(reserve(&mut *consumer, 1, Duration::from_secs(14)), emptying);
+    assert_eq!(Sample::number(&got.unwrap()[0]), Some(2));
+    assert!(sent.elapsed() < Duration::from_secs(5), "found only by looking, after {:?}", sent.elapsed());
+}
+
+#[tokio::test]
+async fn a_restart_without_persistence_loses_tasks_and_nothing_else() {
+    let server = redis::start(["--appendonly", "no"]).await.unwrap();
+    let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("volatile"));
+    assert_eq!(broker.capabilities(&queue).durability, Durability::None);
+    assert_eq!(finding(&server, "`appendonly` is no").await, Some(Severity::Warning));
+    let mut consumer = consumer(&*broker, &queue).await;
+    send_one(&*broker, &queue, 1).await.unwrap();
+    let lost = reserve(&mut *consumer, 1, SOON).await.unwrap();
+    server.kill().await.unwrap();
+    server.start().await.unwrap();
+    eventually(|| send_one(&*broker, &queue, 2)).await;
+    assert_eq!(work(&mut *consumer, 1, SOON).await, [2]);
+    let error = settle_all(&*consumer.settler(), &lost, Settlement::Done).await.unwrap_err();
+    assert!(error.is_lease_lost(), "{error:?}");
+    assert!(broker.info().reconnects >= 1);
+}
+
+#[tokio::test]
+async fn a_full_server_takes_no_tasks_but_lets_them_be_worked() {
+    let server = redis::start(["--maxmemory", "6mb"]).await.unwrap();
+    let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("full"));
+    let large = |number| {
+        let data = anyqueue_core::Data::json(&"x".repeat(20_000)).unwrap();
+        [Sample::new(number).data(data).envelope()]
+    };
+    let mut accepted = 0;
+    let error = loop {
+        match send(&*broker, &queue, &large(accepted)).await {
+            Ok(()) => accepted += 1,
+            Err(e) => break e,
+        }
+    };
+    assert_eq!((error.kind(), error.effect(), error.is_retryable()), (ErrorKind::Full, Effect::None, true));
+    assert!(error.to_string().contains("`maxmemory`"), "{error}");
+    let mut consumer = consumer(&*broker, &queue).await;
+    let settler = consumer.settler();
+    for _ in 0..accepted {
+        let got = reserve(&mut *consumer, 1, SOON).await.unwrap();
+        settle_all(&*settler, &got, Settlement::Done).await.unwrap();
+    }
+    send_one(&*broker, &queue, 1).await.unwrap();
+    assert_eq!(work(&mut *consumer, 1, SOON).await, [1]);
+}
+
+#[tokio::test]
+async fn settings_that_lose_tasks_are_named() {
+    let server = redis::start(["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]).await.unwrap();
+    assert_eq!(finding(&server, "`maxmemory-policy` is allkeys-lru").await, Some(Severity::Warning));
+    let server = redis::start(["--appendfsync", "everysec"]).await.unwrap();
+    assert_eq!(finding(&server, "`appendfsync` is everysec").await, Some(Severity::Note));
+    assert_eq!(connect(&url(&server)).await.unwrap().capabilities(&queue("q")).durability, Durability::Process);
+    let server = redis::start(NONE).await.unwrap();
+    let broker = connect(&url(&server)).await.unwrap();
+    assert_eq!((broker.diagnose().await.unwrap(), broker.capabilities(&queue("q")).durability), (vec![], Durability::Power));
+}
+
+#[tokio::test]
+async fn a_replica_is_named_as_such() {
+    let master = redis::start(NONE).await.unwrap();
+    let (port, replica) = (master.address().port().to_string(), redis::start(NONE).await.unwrap());
+    let _: () = tell(&mut operator(&replica).await, &format!("REPLICAOF 127.0.0.1 {port}")).await;
+    assert_eq!(finding(&replica, "is a replica").await, Some(Severity::Problem));
+    let broker = connect(&url(&replica)).await.unwrap();
+    let error = send_one(&*broker, &queue("copy"), 1).await.unwrap_err();
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::ReadOnly, Effect::None), "{error}");
+    assert!(error.to_string().contains("name the master"), "{error}");
+    let both = connect(&format!("redis://{},{}", replica.address(), master.address())).await.unwrap();
+    send_one(&*both, &queue("copy"), 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_loads_its_data_is_waited_for() {
+    let launch = redis::launch().args(["--key-load-delay", "300"]).ready(Ready::Connect);
+    let server = Process::start(launch).await.unwrap();
+    let url = url(&server);
+    let (broker, queue) = (eventually(|| connect(&url)).await, queue("loading"));
+    for part in Sample::many(8000).chunks(1000) {
+        for task in part.chunks(2) {
+            send(&*broker, &queue, task).await.unwrap();
+        }
+    }
+    server.kill().await.unwrap();
+    server.start().await.unwrap();
+    let (began, mut loading) = (Instant::now(), false);
+    while let Err(error) = send_one(&*broker, &queue, 9000).await {
+        assert!(error.is_retryable() && began.elapsed() < Duration::from_secs(60), "{error}");
+        loading |= error.to_string().contains("loads its data");
+    }
+    assert!(loading, "the test must meet a server that loads");
+    let mut consumer = consumer(&*broker, &queue).await;
+    assert_eq!(work(&mut *consumer, 8001, Duration::from_secs(60)).await.len(), 8001);
+}
