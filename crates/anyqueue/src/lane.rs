@@ -2,6 +2,7 @@
 //! There is no timer: an idle lane sends at once.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ pub(crate) struct Lane {
     queue: QueueName,
     pub(crate) broker: Arc<BrokerSlot>,
     waiting: Mutex<Waiting>,
+    /// The last send failed, and that was said.
+    failing: AtomicBool,
     io: Io,
 }
 
@@ -34,7 +37,7 @@ struct Waiting {
 
 impl Lane {
     pub(crate) fn new(queue: QueueName, broker: Arc<BrokerSlot>, io: Io) -> Arc<Self> {
-        Arc::new(Self { queue, broker, waiting: Mutex::default(), io })
+        Arc::new(Self { queue, broker, waiting: Mutex::default(), failing: AtomicBool::new(false), io })
     }
 
     fn most_requests(&self) -> usize {
@@ -60,16 +63,34 @@ impl Lane {
         let mut wait = Duration::from_millis(50);
         loop {
             let error = match self.once(&envelope).await {
-                Ok(accepted) => return Ok(accepted),
+                Ok(accepted) => {
+                    self.failing.store(false, Ordering::Relaxed);
+                    return Ok(accepted);
+                }
                 Err(e) if !e.is_retryable() => return Err(e),
                 Err(e) => e,
             };
+            self.complain(&error, give_up.since(clock.now()));
             if clock.now() + wait >= give_up {
                 let waited = anyqueue_core::time::show(self.broker.settings.send_timeout);
                 return Err(error.during("send").with("queue", &self.queue).with("gave up after", waited));
             }
             clock.sleep_until(clock.now() + wait.mul_f64(0.5 + fastrand::f64())).await;
             wait = (wait * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    /// Says once, for all who send meanwhile, what they wait for.
+    fn complain(&self, error: &Error, left: Duration) {
+        if !self.failing.swap(true, Ordering::Relaxed) {
+            let left = anyqueue_core::time::show(Duration::from_secs(left.as_secs_f64().round() as u64));
+            let (queue, broker) = (self.queue.as_str(), &*self.broker.settings.name);
+            tracing::warn!(
+                queue,
+                broker,
+                error = anyqueue_core::chain(error),
+                "the broker takes no task; trying again for {left}"
+            );
         }
     }
 

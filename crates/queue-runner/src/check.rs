@@ -108,7 +108,9 @@ impl Report<'_> {
         }
         out.line(format!("\nbroker `{}`: {} at {}", self.broker.name, self.broker.driver.name, self.broker.url));
         if let Some(info) = &self.info {
-            out.line(format!("  connected to {}, version {}", info.address, info.version.as_deref().unwrap_or("unknown")));
+            let version = info.version.as_deref().unwrap_or("unknown");
+            let plural = if info.connections == 1 { "" } else { "s" };
+            out.line(format!("  connected to {}, version {version}, {} connection{plural}", info.address, info.connections));
         }
         for (verb, support) in self.can.iter().flat_map(|can| can.verbs()) {
             let caveat = support.caveat().map_or_else(String::new, |caveat| format!(": {caveat}"));

@@ -90,7 +90,7 @@ pub(crate) async fn speed(queues: &Queues, raw: &mut impl Raw, tasks: usize, ser
         outs.push(ours / raw_out);
     }
     println!("  median ratios: W1 {:.2}, W2 {:.2}, W3 {:.2}", median(ones), median(ins), median(outs));
-    println!("  peak RSS so far {} MB", meter::peak_rss_mb());
+    println!("  RSS {} MB, {} MB at the most so far", meter::rss_mb(), meter::peak_rss_mb());
 }
 
 fn line(what: &str, raw: f64, ours: f64, more: &str) {
