@@ -51,7 +51,7 @@ pub(crate) async fn tell<T: FromRedisValue>(connection: &mut MultiplexedConnecti
 }
 
 pub(crate) async fn send(broker: &dyn Broker, queue: &QueueName, tasks: &[Envelope]) -> Result<()> {
-    broker.send(queue, tasks).await.into_iter().map(|answer| answer.map(drop)).collect()
+    broker.send(queue, tasks).await.into_iter().try_for_each(|answer| answer.map(drop))
 }
 
 pub(crate) async fn send_one(broker: &dyn Broker, queue: &QueueName, number: u64) -> Result<()> {
