@@ -115,7 +115,6 @@ impl Broker for Beanstalkd {
             }
             _ => tubes.range(&options.priorities).map_err(named)?,
         };
-        self.hub.enforce_pause(&tubes).await;
         Ok(Box::new(BeanstalkdConsumer::new(self.hub.clone(), tubes, Feed::new(queue.clone(), range))))
     }
 
@@ -161,6 +160,10 @@ impl Broker for Beanstalkd {
                     Severity::Problem,
                     format!("beanstalkd at {address} is draining: it takes no tasks until it is started anew"),
                 );
+            }
+            if facts.version.starts_with("1.12") {
+                let text = "may keep the task of a frozen worker reserved until that worker goes on or ends (a dead one's is back at once)";
+                add(Severity::Note, format!("beanstalkd 1.12 at {address} {text}"));
             }
             let text = format!("beanstalkd {} at {address} takes tasks of up to {} bytes", facts.version, facts.max_body);
             add(Severity::Note, text);

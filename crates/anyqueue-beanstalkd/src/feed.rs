@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyqueue_core::{Delivery, Error, Moment, QueueName};
 use tokio::sync::Notify;
@@ -13,6 +14,9 @@ const LEAST: usize = 4;
 
 /// The most that is asked for at once.
 const MOST: usize = 512;
+
+/// How often a busy consumer looks for the mark of a pause.
+const PAUSE_CHECK: Duration = Duration::from_secs(1);
 
 /// The meeting point of one consumer and the connections that bring its jobs.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ struct State {
     ask: usize,
     /// How many looks have ended.
     looks: u64,
+    /// When it was last seen that the queue is not paused.
+    seen_open: Option<Moment>,
 }
 
 impl Feed {
@@ -50,6 +56,7 @@ impl Feed {
             closed: false,
             ask: LEAST,
             looks: 0,
+            seen_open: None,
         };
         Self { queue, tubes, bell: Notify::new(), state: Mutex::new(state) }
     }
@@ -106,6 +113,16 @@ impl Feed {
         Some(state.ask.min(max))
     }
 
+    /// Whether it is time to look for the mark of a pause: a server may have forgotten it.
+    pub(crate) fn must_look_for_pause(&self, now: Moment) -> bool {
+        let mut state = self.state();
+        let due = state.seen_open.is_none_or(|seen| now.since(seen) >= PAUSE_CHECK);
+        if due {
+            state.seen_open = Some(now);
+        }
+        due
+    }
+
     /// How many looks have ended so far.
     pub(crate) fn looks(&self) -> u64 {
         self.state().looks
@@ -118,7 +135,7 @@ impl Feed {
         match result {
             Ok(got) if got >= asked => state.ask = (state.ask * 2).clamp(LEAST, MOST),
             Ok(got) => state.ask = (got * 2).clamp(LEAST, MOST),
-            Err(e) => state.error = Some(e),
+            Err(e) => (state.error, state.seen_open) = (Some(e), None),
         }
         drop(state);
         self.bell.notify_one();
@@ -140,7 +157,7 @@ impl Feed {
     /// Wakes the consumer with an error.
     pub(crate) fn fail(&self, error: &Error) {
         let mut state = self.state();
-        (state.error, state.waits) = (Some(error.duplicate()), None);
+        (state.error, state.waits, state.seen_open) = (Some(error.duplicate()), None, None);
         drop(state);
         self.bell.notify_one();
     }

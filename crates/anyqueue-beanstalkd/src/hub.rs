@@ -124,6 +124,9 @@ impl Hub {
 
     /// Sends a request and counts it.
     pub(crate) async fn call(&self, link: &Link, request: Request) -> Result<Vec<Reply>> {
+        if request.is_empty() {
+            return Ok(Vec::new());
+        }
         self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
         link.call(request).await
     }

@@ -49,6 +49,16 @@ impl Leases {
         self.remove(receipt.tag).filter(|lease| now < lease.deadline)
     }
 
+    /// Takes back an end that did not come about.
+    pub(crate) fn restore(&mut self, receipt: &Receipt, lease: Lease) {
+        // Its connection may have ended meanwhile, or reserved the job anew.
+        if self.held.contains_key(&lease.link) && !self.by_job.contains_key(&(lease.link, lease.job)) {
+            self.by_job.insert((lease.link, lease.job), receipt.tag);
+            *self.held.entry(lease.link).or_default() += 1;
+            self.by_tag.insert(receipt.tag, lease);
+        }
+    }
+
     /// A reservation, if it still holds.
     pub(crate) fn get(&self, receipt: &Receipt, now: Moment) -> Option<&Lease> {
         self.by_tag.get(&receipt.tag).filter(|lease| lease.link == receipt.epoch && now < lease.deadline)

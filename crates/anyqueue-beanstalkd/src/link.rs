@@ -22,6 +22,10 @@ use crate::wire::{Command, Reply, decode};
 /// How often silence is looked for.
 const TICK: Duration = Duration::from_millis(500);
 
+/// A connection that has been quiet for so long says a word. It finds out whether the server lives; and a server of
+/// version 1.12, which sometimes forgets that a job has run out of time, looks at the connection's jobs again.
+const QUIET: Duration = Duration::from_millis(700);
+
 /// The answers to one request, in order.
 pub(crate) type Answers = oneshot::Receiver<Result<Vec<Reply>>>;
 
@@ -260,7 +264,7 @@ impl Inner {
         let silence = state.moved.elapsed();
         match state.due.front().map(|due| due.wait) {
             Some(wait) if silence > self.patience + wait => Err(error::silent(&self.server, silence.as_secs())),
-            None if silence > self.patience / 2 => {
+            None if silence > QUIET => {
                 let State { out, selection, due, .. } = &mut *state;
                 let (choosing, left, wait) = Request::of(&Command::ListTubeUsed).write(selection, out);
                 due.push_back(Due { choosing, left, wait, replies: Vec::new(), tell: None });

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyqueue_core::time::{MAX_TTR, check_ttr};
-use anyqueue_core::{Envelope, Error, Moment, Receipt, Result, Settlement, Settler, Touch, async_trait};
+use anyqueue_core::{Effect, Envelope, Error, Moment, Receipt, Result, Settlement, Settler, Touch, async_trait};
 
 use crate::error;
 use crate::hub::{Hub, check, seconds};
@@ -47,6 +47,18 @@ impl BeanstalkdSettler {
             }
         }
         items
+    }
+
+    /// A task whose settlement the server refused is still reserved, and can be settled again.
+    fn restore_failed(&self, batch: &[(Receipt, Settlement)], items: Vec<Item<'_>>, settled: &[(usize, Result<()>)]) {
+        let failed = |at| settled.iter().any(|(of, answer)| *of == at && is_untouched(answer));
+        if settled.iter().all(|(_, answer)| answer.is_ok()) {
+            return;
+        }
+        let mut leases = self.hub.leases();
+        for item in items.into_iter().filter(|item| failed(item.at)) {
+            leases.restore(&batch[item.at].0, item.lease);
+        }
     }
 
     /// What is asked of one connection: everything that needs no second step, and the first steps of the others.
@@ -146,6 +158,10 @@ async fn keep_touching(hub: Weak<Hub>, receipt: Receipt, until: Moment) {
     }
 }
 
+fn is_untouched(answer: &Result<()>) -> bool {
+    answer.as_ref().is_err_and(|e| !e.is_lease_lost() && e.effect() == Effect::None)
+}
+
 fn removed_one(removed: &Result<Vec<Reply>>, nth: usize) -> Result<()> {
     match removed {
         Ok(replies) => match &replies[nth] {
@@ -182,6 +198,7 @@ impl Settler for BeanstalkdSettler {
                     Some(link) => self.settle_on(&link, &items).await,
                     None => items.iter().map(|item| (item.at, Err(Error::lease_lost()))).collect(),
                 };
+                self.restore_failed(batch, items, &settled);
                 settled.into_iter().for_each(|(at, answer)| answers[at] = answer);
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyqueue_core::{
     BoxError, Broker, Capabilities, Clock, ConnectOptions, ConsumeOptions, Consumer, Create, Defaults, Delivery, Driver,
-    Durability, Envelope, Incoming, Link, Moment, QueueName, Receipt, Result, Settlement, Settler, Touch,
+    Durability, Envelope, Incoming, Link, Moment, QueueName, Receipt, Result, Settlement, Settler, Touch, time::MIN_TTR,
 };
 
 use crate::child::Child;
@@ -93,6 +93,13 @@ impl Rig {
     pub(crate) fn slack(&self, step: Duration) -> Duration {
         let busy = if self.time == Time::System { Duration::from_secs(2) } else { Duration::ZERO };
         Duration::from_secs(1) + step + busy
+    }
+
+    /// Until when a task with the shortest TTR is back from a worker that says nothing any more. `Duration::MAX` as the
+    /// declared bound means that the server may wait until the worker speaks or its connection ends.
+    pub(crate) fn lease_bound(&self, capabilities: &Capabilities) -> Duration {
+        let bound = Some(capabilities.frozen_bound).filter(|bound| *bound < Duration::MAX).unwrap_or_default();
+        MIN_TTR.max(bound) + self.slack(capabilities.ttr.limits().step)
     }
 
     /// Whether tasks survive what a restart of the broker does to them.

@@ -251,7 +251,7 @@ pub(super) async fn c20_workers_killed_at_random(rig: &Rig) -> Outcome {
     };
     tokio::try_join!(sending, killing)?;
     let mut consumer = consume(&*broker, &queue).await?;
-    let bound = MIN_TTR.max(capabilities.frozen_bound) + rig.slack(capabilities.ttr.limits().step);
+    let bound = rig.lease_bound(&capabilities);
     let by_children = tally.numbers();
     for number in crate::rig::drain(&mut *consumer, bound).await? {
         tally.add(number);

@@ -1,0 +1,89 @@
+//! Jobs that others parked in beanstalkd's own way, and what is left when an operator's process dies.
+
+#![allow(clippy::unwrap_used, reason = "this is test code, which clippy sees in functions marked as tests only")]
+
+mod support;
+
+use anyqueue_core::{Broker, Defaults, Incoming, QueueName, State, TaskId, Which};
+use anyqueue_testkit::Server;
+use anyqueue_testkit::servers::beanstalkd;
+use support::*;
+
+fn bury(client: &mut Plain, tube: &str, body: &str) -> u64 {
+    client.put(tube, body);
+    let (id, _) = client.reserve(tube);
+    assert_eq!(client.ask(&format!("bury {id} 7")).0, "BURIED");
+    id
+}
+
+async fn held(broker: &dyn Broker, queue: &QueueName) -> Vec<(Option<String>, TaskId)> {
+    let page = broker.admin().held(queue, None, 100).await.unwrap();
+    assert!(page.next.is_none() && page.tasks.iter().all(|task| task.state == State::Held));
+    let id = |task| Incoming::peeked(task, "default", queue.as_str(), Defaults::default()).id;
+    page.tasks.iter().map(|task| (task.native.id.as_deref().map(str::to_owned), id(task))).collect()
+}
+
+#[tokio::test]
+async fn jobs_buried_by_others_are_listed_kicked_and_deleted() {
+    let server = beanstalkd::start(&[]).await.unwrap();
+    let (mut other, queue) = (Plain::connect(server.address()), queue("q"));
+    let buried: Vec<u64> = (0..3).map(|n| bury(&mut other, "q", &format!(r#"{{"task":"t{n}"}}"#))).collect();
+    other.put("q", r#"{"task":"waiting"}"#);
+    let broker = connect_to(server.address()).await;
+    let listed = held(&*broker, &queue).await;
+    let named: Vec<_> = listed.iter().filter_map(|(native, _)| native.clone()).collect();
+    assert_eq!(named, buried.iter().map(u64::to_string).collect::<Vec<_>>(), "all three, and not the one that waits");
+    assert_eq!(broker.admin().stats(&queue).await.unwrap().held.value(), Some(3));
+    assert_eq!(broker.admin().kick(&queue, &Which::Ids(vec![listed[1].1])).await.unwrap(), 1);
+    assert_eq!(other.figure(&format!("stats-job {}", buried[1]), "state"), "ready");
+    broker.admin().delete(&queue, &[listed[0].1]).await.remove(0).unwrap();
+    assert_eq!(other.ask(&format!("peek {}", buried[0])).0, "NOT_FOUND");
+    assert_eq!(broker.admin().kick(&queue, &Which::First(5)).await.unwrap(), 1);
+    assert_eq!(other.figure("stats-tube q", "current-jobs-ready"), "3");
+}
+
+#[tokio::test]
+async fn a_listing_that_dies_changes_nothing() {
+    let server = beanstalkd::start(&[]).await.unwrap();
+    let (mut other, queue) = (Plain::connect(server.address()), queue("q"));
+    let id = bury(&mut other, "q", r#"{"task":"t"}"#);
+    let broker = connect_to(server.address()).await;
+    assert_eq!(held(&*broker, &queue).await.len(), 1);
+    let figures = |other: &mut Plain| ["state", "reserves", "kicks"].map(|key| other.figure(&format!("stats-job {id}"), key));
+    assert_eq!(figures(&mut other), ["buried", "1", "0"], "while the lister lives: never reserved by it");
+    drop(broker);
+    eventually("the lister's connections are gone", || {
+        let open = Plain::connect(server.address()).figure("stats", "current-connections");
+        async move { open == "2" }
+    })
+    .await;
+    assert_eq!(figures(&mut other), ["buried", "1", "0"], "and after it died");
+}
+
+#[tokio::test]
+async fn kicking_delayed_tasks_is_not_what_a_kick_does() {
+    let server = beanstalkd::start(&[]).await.unwrap();
+    let (broker, queue) = (connect_to(server.address()).await, queue("q"));
+    let mut later = task(1);
+    later.delay = std::time::Duration::from_secs(3600);
+    broker.send(&queue, &[later]).await.remove(0).unwrap();
+    assert_eq!(broker.admin().kick(&queue, &Which::All).await.unwrap(), 0);
+    assert_eq!(Plain::connect(server.address()).figure("stats-tube q", "current-jobs-delayed"), "1");
+}
+
+#[tokio::test]
+async fn a_task_held_by_us_is_in_the_companion_tube_whoever_looks() {
+    let server = beanstalkd::start(&[]).await.unwrap();
+    let (broker, queue) = (connect_to(server.address()).await, queue("q"));
+    broker.send(&queue, &[task(1)]).await.remove(0).unwrap();
+    let mut consumer = consume(&*broker, &queue).await;
+    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    let incoming = Incoming::read(&got, "default", Defaults::default());
+    let parked = incoming.held("no disk", true, std::time::SystemTime::now());
+    let settlement = anyqueue_core::Settlement::Hold(parked, "no disk".into());
+    consumer.settler().settle(&[(got.receipt, settlement)]).await.remove(0).unwrap();
+    let mut other = Plain::connect(server.address());
+    assert_eq!(other.figure("stats-tube q", "current-jobs-ready"), "0");
+    other.ask("use q;held");
+    assert!(other.ask("peek-ready").1.contains("no disk"), "the reason is in the body");
+}

@@ -1,0 +1,122 @@
+//! Several servers in one URL.
+
+#![allow(clippy::unwrap_used, reason = "this is test code, which clippy sees in functions marked as tests only")]
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use anyqueue_core::{Accepted, Severity, State};
+use anyqueue_testkit::servers::beanstalkd;
+use anyqueue_testkit::{Process, Sample, Server};
+use support::*;
+
+async fn two() -> (Process, Process, String) {
+    let (a, b) = (beanstalkd::start(&[]).await.unwrap(), beanstalkd::start(&[]).await.unwrap());
+    let url = format!("beanstalkd://{},{}", a.address(), b.address());
+    (a, b, url)
+}
+
+fn servers(sent: &[Accepted]) -> BTreeSet<String> {
+    sent.iter().map(|accepted| accepted.native_id.as_deref().unwrap().split_once('/').unwrap().0.to_owned()).collect()
+}
+
+#[tokio::test]
+async fn sends_go_to_all_and_reserves_come_from_all() {
+    let (a, b, url) = two().await;
+    let (broker, queue) = (connect(&url).await.unwrap(), queue("q"));
+    let mut sent = Vec::new();
+    for number in 0..10 {
+        sent.push(broker.send(&queue, &[task(number)]).await.remove(0).unwrap());
+    }
+    assert_eq!(servers(&sent), [a.address(), b.address()].map(|address| address.to_string()).into(), "ids say which");
+    assert_eq!(broker.admin().stats(&queue).await.unwrap().ready.value(), Some(10));
+    let shown = broker.admin().peek(&queue, State::Ready, 10).await.unwrap();
+    assert!(shown.len() == 10 && shown.iter().all(|task| task.native.id.as_deref().unwrap().contains(':')));
+    let (mut consumer, mut numbers) = (consume(&*broker, &queue).await, BTreeSet::new());
+    while numbers.len() < 10 {
+        let got = reserve(&mut *consumer, SOON).await;
+        assert!(!got.is_empty(), "{numbers:?} came");
+        numbers.extend(got.iter().filter_map(Sample::number));
+        done(&*consumer.settler(), &got).await;
+    }
+    assert_eq!(broker.admin().stats(&queue).await.unwrap().reserved.value(), Some(0));
+}
+
+#[tokio::test]
+async fn a_waiting_worker_is_woken_by_every_server() {
+    let (a, b, url) = two().await;
+    let (broker, queue) = (connect(&url).await.unwrap(), queue("q"));
+    let mut consumer = consume(&*broker, &queue).await;
+    for server in [&a, &b, &a] {
+        let sender = connect_to(server.address()).await;
+        let sending = async {
+            eventually("the worker waits", || {
+                let waiting = Plain::connect(server.address()).figure("stats", "current-waiting");
+                async move { waiting == "1" }
+            })
+            .await;
+            sender.send(&queue, &[task(7)]).await.remove(0).unwrap();
+        };
+        let (got, ()) = tokio::join!(reserve(&mut *consumer, SOON * 5), sending);
+        assert_eq!(got.iter().filter_map(Sample::number).collect::<Vec<_>>(), [7]);
+        done(&*consumer.settler(), &got).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_server_is_left_out_and_taken_back() {
+    let (a, b, url) = two().await;
+    let (broker, queue) = (connect(&url).await.unwrap(), queue("q"));
+    let mut consumer = consume(&*broker, &queue).await;
+    b.kill().await.unwrap();
+    // What is on its way to a server while it dies may fail; nothing after that.
+    for _ in 0..2 {
+        drop(broker.send(&queue, &[task(100)]).await);
+    }
+    let mut sent = Vec::new();
+    for number in 0..6 {
+        sent.push(broker.send(&queue, &[task(number)]).await.remove(0).unwrap());
+    }
+    assert_eq!(servers(&sent), [a.address().to_string()].into());
+    let findings = broker.diagnose().await.unwrap();
+    assert!(
+        findings.iter().any(|f| f.severity == Severity::Problem && f.text.contains(&b.address().to_string())),
+        "{findings:?}"
+    );
+    let mut numbers = BTreeSet::new();
+    while !(0..6).all(|number| numbers.contains(&number)) {
+        let got = reserve(&mut *consumer, SOON).await;
+        assert!(!got.is_empty(), "{numbers:?} came while one server is down");
+        numbers.extend(got.iter().filter_map(Sample::number));
+        done(&*consumer.settler(), &got).await;
+    }
+    Server::start(&b).await.unwrap();
+    eventually("the server is taken back for sends", || async {
+        let accepted = broker.send(&queue, &[task(200)]).await.remove(0).unwrap();
+        servers(&[accepted]).contains(&b.address().to_string())
+    })
+    .await;
+    Plain::connect(b.address()).put("q", r#"{"task":"sample","data":300}"#);
+    eventually("and for reserves", || {
+        let got = tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(reserve(&mut *consumer, SOON)));
+        async move { got.iter().any(|delivery| Sample::number(delivery) == Some(300)) }
+    })
+    .await;
+    assert!(broker.info().reconnects > 0, "{:?}", broker.info());
+}
+
+#[tokio::test]
+async fn one_dead_server_of_two_does_not_keep_us_from_connecting_but_two_do() {
+    let (a, b, url) = two().await;
+    b.kill().await.unwrap();
+    let broker = connect(&url).await.unwrap();
+    assert_eq!(
+        broker.admin().stats(&queue("q")).await.unwrap().ready,
+        anyqueue_core::Figure::AtLeast(0),
+        "half of it is not known"
+    );
+    a.kill().await.unwrap();
+    let error = connect(&url).await.unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+}
