@@ -65,16 +65,25 @@ impl Bells {
             receiver
         };
         self.shared.more.notify_one();
-        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        if task.is_none() {
-            *task = Some(tokio::spawn(run(self.shared.clone(), self.servers.clone())).abort_handle());
-        }
+        self.keep_listening();
         receiver
     }
 
-    /// Whether the server will ring.
+    /// Listens anew where the runtime of who listened has ended.
+    fn keep_listening(&self) {
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        if task.as_ref().is_none_or(AbortHandle::is_finished) {
+            *task = Some(tokio::spawn(run(self.shared.clone(), self.servers.clone())).abort_handle());
+        }
+    }
+
+    /// Whether the server will ring. Where it will not, that is being mended.
     pub(crate) fn listening(&self) -> bool {
-        self.shared.listening.load(Ordering::Acquire)
+        let listening = self.shared.listening.load(Ordering::Acquire);
+        if !listening {
+            self.keep_listening();
+        }
+        listening
     }
 
     /// Lets all who wait look again.
@@ -97,13 +106,21 @@ impl Drop for Bells {
     }
 }
 
+/// Says that nobody listens any more, whatever the reason.
+struct Ended<'a>(&'a Shared);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.listening.store(false, Ordering::Release);
+    }
+}
+
 async fn run(shared: Arc<Shared>, servers: Arc<Servers>) {
     let mut pause = FIRST_PAUSE;
     loop {
         if listen(&shared, &servers).await {
             pause = FIRST_PAUSE;
         }
-        shared.listening.store(false, Ordering::Release);
         servers.doubt();
         // What broke here may be broken there too, and nobody may ask there for long.
         for node in servers.masters() {
@@ -128,6 +145,7 @@ async fn listen(shared: &Shared, servers: &Servers) -> bool {
             return false;
         }
     };
+    let _listening = Ended(shared);
     let mut asked = Vec::new();
     let ended = loop {
         if let Err(error) = subscribe(shared, &mut link, &mut asked).await {

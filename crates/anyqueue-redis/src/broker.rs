@@ -136,6 +136,9 @@ impl RedisBroker {
 /// Splits a batch where a request would become too large, and before an id that comes again.
 fn parts<'a, 'b>(tasks: &'b [&'a Envelope], most: usize) -> Vec<&'b [&'a Envelope]> {
     let (mut parts, mut from, mut bytes) = (Vec::new(), 0, 0);
+    if tasks.len() == 1 {
+        return vec![tasks];
+    }
     let mut ids = HashSet::with_capacity(tasks.len().min(most));
     for (at, task) in tasks.iter().enumerate() {
         let full = at > from && (bytes + task.body.len() > REQUEST || at - from == most);

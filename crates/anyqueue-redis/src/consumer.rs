@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyqueue_core::{ConsumeOptions, Consumer, Delivery, Moment, QueueName, Result, Settler, async_trait};
 use redis::Value;
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
 use crate::broker::Shared;
@@ -83,7 +84,8 @@ impl Drop for Claimed {
         let leases: Vec<_> = self.tasks.drain(..).filter_map(|task| lease(&task.receipt(self.number))).collect();
         let (shared, keys, busy) = (self.shared.clone(), self.keys.clone(), Busy::new(&self.shared));
         let count = leases.len();
-        self.shared.runtime.spawn(async move {
+        let runtime = Handle::try_current().unwrap_or_else(|_| self.shared.runtime.clone());
+        runtime.spawn(async move {
             if let Err(error) = return_leases(&shared, &keys, leases).await {
                 tracing::warn!(queue = keys.bell(), count, %error, "cannot give tasks back; they come again when their leases end");
             }

@@ -36,7 +36,14 @@ pub(crate) struct Dial {
 #[derive(Debug, Clone)]
 pub(crate) struct Link {
     pub(crate) connection: MultiplexedConnection,
-    _open: Arc<Open>,
+    open: Arc<Open>,
+}
+
+impl Link {
+    /// Whether its task is over: it broke, or the runtime is gone.
+    pub(crate) fn ended(&self) -> bool {
+        self.open.0.is_finished()
+    }
 }
 
 /// Counts a connection while it is open, and ends its task.
@@ -113,6 +120,6 @@ impl Dial {
 
     fn opened(&self, connection: MultiplexedConnection, task: AbortHandle) -> Link {
         self.tally.connections.fetch_add(1, Ordering::Relaxed);
-        Link { connection, _open: Arc::new(Open(task, self.tally.clone())) }
+        Link { connection, open: Arc::new(Open(task, self.tally.clone())) }
     }
 }

@@ -1,4 +1,7 @@
-//! One server: a connection that is shared, made when first needed, and made anew after it broke.
+//! One server: connections that are shared, made when first needed, and made anew after they broke.
+//!
+//! Each runtime has one of its own. A request then stays on the threads of who makes it, which takes half the time of one
+//! that is handed to another thread and back; and a runtime that ends takes nobody else's connection with it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyqueue_core::Error;
 use redis::{Cmd, Pipeline, RedisError, Value, cmd};
+use tokio::runtime::{Handle, Id};
 
 use crate::config::Address;
 use crate::dial::{Dial, Link};
@@ -22,11 +26,20 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub(crate) struct Node {
     pub(crate) address: Address,
     dial: Arc<Dial>,
-    link: Mutex<Option<(u64, Link)>>,
+    links: Mutex<Vec<Shared>>,
     /// Whoever connects holds this; the others wait for it.
     connecting: tokio::sync::Mutex<Failures>,
     connected: AtomicU64,
+    broken: AtomicU64,
     closed: AtomicBool,
+}
+
+/// A connection and the runtime that it lives on.
+#[derive(Debug, Clone)]
+struct Shared {
+    runtime: Id,
+    number: u64,
+    link: Link,
 }
 
 /// Tries that have failed since the last success.
@@ -41,26 +54,31 @@ impl Node {
         Self {
             address,
             dial,
-            link: Mutex::default(),
+            links: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
             connected: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
             closed: AtomicBool::new(false),
         }
     }
 
-    fn link(&self) -> MutexGuard<'_, Option<(u64, Link)>> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    fn links(&self) -> MutexGuard<'_, Vec<Shared>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection as it is, or a new one. During the pause after a failure the answer is that failure.
-    async fn open(&self) -> Result<(u64, Link), Error> {
-        let there = || self.link().clone();
-        if let Some(link) = there() {
-            return Ok(link);
+    fn of(&self, runtime: Id) -> Option<Shared> {
+        self.links().iter().find(|shared| shared.runtime == runtime).cloned()
+    }
+
+    /// This runtime's connection as it is, or a new one. During the pause after a failure the answer is that failure.
+    async fn open(&self) -> Result<Shared, Error> {
+        let runtime = Handle::current().id();
+        if let Some(shared) = self.of(runtime) {
+            return Ok(shared);
         }
         let mut failures = self.connecting.lock().await;
-        if let Some(link) = there() {
-            return Ok(link);
+        if let Some(shared) = self.of(runtime) {
+            return Ok(shared);
         }
         if self.closed.load(Ordering::Acquire) {
             return Err(closed());
@@ -71,13 +89,7 @@ impl Node {
         match self.dial.server(&self.address).await {
             Ok(link) => {
                 *failures = Failures::default();
-                let number = self.connected.fetch_add(1, Ordering::Relaxed);
-                if number > 0 {
-                    self.dial.tally.reconnects.fetch_add(1, Ordering::Relaxed);
-                    tracing::info!(server = %self.address, "connected again");
-                }
-                *self.link() = Some((number, link.clone()));
-                Ok((number, link))
+                Ok(self.opened(runtime, link))
             }
             Err(error) => {
                 let pause = pause(failures.count);
@@ -87,28 +99,42 @@ impl Node {
         }
     }
 
-    /// Lets go of a connection that broke, unless there is a newer one already.
-    fn broke(&self, number: u64) {
-        let mut link = self.link();
-        if link.as_ref().is_some_and(|(current, _)| *current == number) {
-            *link = None;
+    fn opened(&self, runtime: Id, link: Link) -> Shared {
+        let shared = Shared { runtime, number: self.connected.fetch_add(1, Ordering::Relaxed), link };
+        let mut links = self.links();
+        // Those whose runtime has ended are of no use to anybody.
+        links.retain(|other| !other.link.ended());
+        links.push(shared.clone());
+        let before = self.broken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |broken| broken.checked_sub(1));
+        if before.is_ok() {
+            self.dial.tally.reconnects.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(server = %self.address, "connected again");
         }
+        shared
+    }
+
+    /// Lets go of a connection that broke.
+    fn broke(&self, number: u64) {
+        let mut links = self.links();
+        let before = links.len();
+        links.retain(|shared| shared.number != number);
+        self.broken.fetch_add((before - links.len()) as u64, Ordering::Relaxed);
     }
 
     /// Sends one request and waits for its answer.
     pub(crate) async fn send(&self, request: &Cmd) -> Result<Value, Fault> {
-        let (number, mut link) = self.open().await.map_err(Fault::Down)?;
-        let answer = link.connection.send_packed_command(request).await;
-        self.answered(number, answer)
+        let mut shared = self.open().await.map_err(Fault::Down)?;
+        let answer = shared.link.connection.send_packed_command(request).await;
+        self.answered(shared.number, answer)
     }
 
     /// Sends one request for a slot that this server is about to get.
     pub(crate) async fn send_asking(&self, request: &Cmd) -> Result<Value, Fault> {
-        let (number, mut link) = self.open().await.map_err(Fault::Down)?;
+        let mut shared = self.open().await.map_err(Fault::Down)?;
         let mut pipeline = Pipeline::new();
         pipeline.add_command(cmd("ASKING")).add_command(request.clone());
-        let answers = link.connection.send_packed_commands(&pipeline, 0, 2).await;
-        self.answered(number, answers.map(|mut answers| answers.pop().unwrap_or(Value::Nil)))
+        let answers = shared.link.connection.send_packed_commands(&pipeline, 0, 2).await;
+        self.answered(shared.number, answers.map(|mut answers| answers.pop().unwrap_or(Value::Nil)))
     }
 
     fn answered(&self, number: u64, answer: Result<Value, RedisError>) -> Result<Value, Fault> {
@@ -140,10 +166,10 @@ impl Node {
         Ok(Hello::read(answer))
     }
 
-    /// Ends the connection for good.
+    /// Ends the connections for good.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        *self.link() = None;
+        self.links().clear();
     }
 }
 

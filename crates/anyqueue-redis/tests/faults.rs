@@ -146,3 +146,29 @@ async fn a_server_that_loads_its_data_is_waited_for() {
     let mut consumer = consumer(&*broker, &queue).await;
     assert_eq!(work(&mut *consumer, 8001, Duration::from_secs(60)).await.len(), 8001);
 }
+
+/// A program may use one broker from several runtimes, and end some of them.
+#[test]
+fn a_runtime_that_ends_takes_nobody_elses_connection_with_it() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let server = second.block_on(redis::start(NONE)).unwrap();
+    let (broker, queue) = (first.block_on(connect(&url(&server))).unwrap(), queue("runtimes"));
+    let mut listening = first.block_on(consumer(&*broker, &queue));
+    assert!(first.block_on(reserve(&mut *listening, 1, Duration::from_millis(50))).unwrap().is_empty());
+    second.block_on(async {
+        send_one(&*broker, &queue, 1).await.unwrap();
+        let mut consumer = consumer(&*broker, &queue).await;
+        first.shutdown_background();
+        assert_eq!(work(&mut *consumer, 1, SOON).await, [1]);
+        assert!(reserve(&mut *consumer, 1, Duration::from_millis(600)).await.unwrap().is_empty());
+        let sending = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            send_one(&*broker, &queue, 2).await.unwrap();
+            Instant::now()
+        };
+        let (got, sent) = tokio::join!(reserve(&mut *consumer, 1, SOON), sending);
+        assert!(got.unwrap().len() == 1 && sent.elapsed() < Duration::from_millis(150), "rung: {:?}", sent.elapsed());
+        assert_eq!(broker.info().reconnects, 0);
+    });
+}

@@ -19,8 +19,8 @@ local ids = {}
 for i = 4, #ARGV, 2 do
   ids[i / 2 - 1] = sub(ARGV[i], 3)
 end
--- Each command costs more than its work: one that takes all is the fastest.
-local known = redis.call('HMGET', TASKS, unpack(ids))
+-- Each command costs more than its work: one that takes all is the fastest, and of a single task one that does both.
+local known = #ids > 1 and redis.call('HMGET', TASKS, unpack(ids)) or {}
 local tasks, ready, delayed, first = {}, {}, {}, nil
 local t, r, d = 0, 0, 0
 for n = 1, #ids do
@@ -41,7 +41,11 @@ for n = 1, #ids do
     end
   end
 end
-if t > 0 then
+if #ids == 1 then
+  if redis.call('HSETNX', TASKS, tasks[1], tasks[2]) == 0 then
+    return 0
+  end
+elseif t > 0 then
   redis.call('HSET', TASKS, unpack(tasks))
 end
 if d > 0 then
