@@ -193,6 +193,8 @@ async fn take_in(shared: &Arc<Shared>, watched: &Watched, unread: Option<Unread>
     let part = if shared.filter.is_some() { deliveries.len() } else { PART };
     let mut deliveries = deliveries.into_iter();
     while deliveries.len() > 0 {
+        // Requests and settlements that are ready go first: the broker works on them meanwhile.
+        tokio::task::yield_now().await;
         let before = deliveries.len();
         take_in_part(shared, watched, &settler, deliveries.by_ref().take(part)).await;
         shared.state().unread -= before - deliveries.len();
