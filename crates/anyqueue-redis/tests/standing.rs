@@ -126,6 +126,39 @@ async fn a_queue_that_moves_to_another_node_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_failover_in_a_cluster_is_followed() {
+    let (cluster, bus) = (Cluster::start().await, free_port().unwrap().to_string());
+    let settings = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", &bus];
+    let replica = redis::start(settings).await.unwrap();
+    let (mut first, mut second) = (operator(&cluster.0[0]).await, operator(&replica).await);
+    let _: () = tell(&mut first, &format!("CLUSTER MEET 127.0.0.1 {} {bus}", replica.address().port())).await;
+    let slot: u16 = tell(&mut first, "CLUSTER KEYSLOT {heir}").await;
+    let lost = Cluster::owner(slot);
+    let id = cluster.id(lost).await;
+    eventually(|| {
+        let mut second = second.clone();
+        let replicate = shared::words(&format!("CLUSTER REPLICATE {id}"));
+        async move { replicate.query_async::<()>(&mut second).await }
+    })
+    .await;
+    let (broker, queue) = (connect(&url(&cluster.0[(lost + 1) % 3])).await.unwrap(), queue("heir"));
+    let mut consumer = consumer(&*broker, &queue).await;
+    send(&*broker, &queue, &Sample::many(20)).await.unwrap();
+    eventually(|| async {
+        let copies: u64 = tell(&mut operator(&cluster.0[lost]).await, "WAIT 1 1000").await;
+        if copies == 1 { Ok(()) } else { Err("the replica is behind") }
+    })
+    .await;
+    let state: String = tell(&mut second, "INFO replication").await;
+    assert!(state.contains("master_link_status:up"), "{state}");
+    cluster.0[lost].kill().await.unwrap();
+    eventually(|| send_one(&*broker, &queue, 20)).await;
+    let mut numbers = work(&mut *consumer, 21, PATIENCE).await;
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..21).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn a_failover_of_sentinels_is_followed() {
     let (master, replica) = (redis::start(NONE).await.unwrap(), redis::start(NONE).await.unwrap());
     let _: () = tell(&mut operator(&replica).await, &format!("REPLICAOF 127.0.0.1 {}", master.address().port())).await;

@@ -8,9 +8,10 @@ local state = redis.call('HMGET', QUEUE, 'paused', 'bell')
 
 local NOTHING = string.rep('\0', 20)
 
-local function wait_until(moment)
-  if state[2] ~= moment then
-    redis.call('HSET', QUEUE, 'bell', moment)
+-- Leaves word that somebody waits, and wants to be rung for what comes before `bell`.
+local function wait_until(moment, bell)
+  if state[2] ~= bell then
+    redis.call('HSET', QUEUE, 'bell', bell)
   end
   moment = tonumber(moment)
   return moment == NEVER and -1 or math.max(moment - now, 0)
@@ -18,7 +19,8 @@ end
 
 if state[1] then
   if now < tonumber(state[1]) then
-    return wait_until(state[1])
+    -- No task ends a pause; who does rings in any case.
+    return wait_until(state[1], '0')
   end
   redis.call('HDEL', QUEUE, 'paused')
 end
@@ -40,15 +42,22 @@ local function take(places)
 end
 
 local left, budget = tonumber(ARGV[1]), tonumber(ARGV[2])
--- A few first: how large the tasks are is known only afterwards.
-local places = first(math.min(left, 16))
+local places = first(1)
 if #places == 0 then
   local next = NEVER
   for _, key in ipairs({DELAYED, RESERVED}) do
     local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
     next = math.min(next, tonumber(head[2] or NEVER))
   end
-  return wait_until(string.format('%.0f', next))
+  next = string.format('%.0f', next)
+  return wait_until(next, next)
+end
+
+-- A few at first, as many as fit if all are as large as this one: how large they are is known only afterwards.
+local size = redis.call('HSTRLEN', TASKS, string.sub(places[1], 13))
+local few = math.max(math.min(left, 16, math.floor(budget / math.max(size, 1))), 1)
+if few > 1 then
+  places = first(few)
 end
 
 local number = redis.call('HINCRBY', QUEUE, 'claim', 1)
