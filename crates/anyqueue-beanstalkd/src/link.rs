@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyqueue_core::{Error, Result};
 use bytes::{Buf, BytesMut};
-use tokio::io::Interest;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -21,6 +22,9 @@ use crate::wire::{Command, Reply, decode};
 
 /// How often silence is looked for.
 const TICK: Duration = Duration::from_millis(500);
+
+/// The least room for what is read at once.
+const ROOM: usize = 16 * 1024;
 
 /// A connection that has been quiet for so long says a word. It finds out whether the server lives; and a server of
 /// version 1.12, which sometimes forgets that a job has run out of time, looks at the connection's jobs again.
@@ -41,7 +45,7 @@ pub(crate) struct Link {
 #[derive(Debug)]
 struct Inner {
     server: String,
-    stream: TcpStream,
+    output: OwnedWriteHalf,
     patience: Duration,
     state: Mutex<State>,
     more_to_write: Notify,
@@ -84,11 +88,12 @@ impl Link {
             moved: Instant::now(),
             dead: None,
         };
-        let inner = Arc::new(Inner { server, stream, patience, state: Mutex::new(state), more_to_write: Notify::new() });
+        let (input, output) = stream.into_split();
+        let inner = Arc::new(Inner { server, output, patience, state: Mutex::new(state), more_to_write: Notify::new() });
         let (run, ended) = (inner.clone(), Ended(Some(ended)));
         let io = tokio::spawn(async move {
             let _ended = ended;
-            let error = run.io().await;
+            let error = run.io(input).await;
             tracing::debug!(server = run.server, error = anyqueue_core::chain(&error), "a connection has ended");
             run.die(&error);
         });
@@ -165,7 +170,7 @@ impl Inner {
     /// Writes what the socket takes now; the rest is the task's.
     fn flush(&self, state: &mut State) -> io::Result<()> {
         while !state.out.is_empty() {
-            match self.stream.try_write(&state.out) {
+            match self.output.try_write(&state.out) {
                 Ok(count) => {
                     state.out.advance(count);
                     state.moved = Instant::now();
@@ -195,7 +200,7 @@ impl Inner {
         }
     }
 
-    async fn io(&self) -> Error {
+    async fn io(&self, mut input: OwnedReadHalf) -> Error {
         let (mut buffer, mut ticks) = (BytesMut::with_capacity(64 * 1024), interval(TICK));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -203,33 +208,21 @@ impl Inner {
                 State { dead: Some(dead), .. } => return dead.duplicate(),
                 state => !state.out.is_empty(),
             };
-            let interest = if writing { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            buffer.reserve(ROOM);
             let ended = tokio::select! {
-                ready = self.stream.ready(interest) => match ready {
-                    Ok(ready) => self.transfer(ready.is_readable() || ready.is_read_closed(), &mut buffer),
+                read = input.read_buf(&mut buffer) => match read {
+                    Ok(0) => Err(error::io(io::ErrorKind::UnexpectedEof.into(), &self.server)),
+                    Ok(_) => self.take_in(&mut buffer),
                     Err(e) => Err(error::io(e, &self.server)),
                 },
+                ready = self.output.writable(), if writing => {
+                    ready.and_then(|()| self.flush(&mut self.state())).map_err(|e| error::io(e, &self.server))
+                }
                 () = self.more_to_write.notified() => Ok(()),
                 _ = ticks.tick() => self.listen(),
             };
             if let Err(e) = ended {
                 return e;
-            }
-        }
-    }
-
-    fn transfer(&self, readable: bool, buffer: &mut BytesMut) -> Result<()> {
-        self.flush(&mut self.state()).map_err(|e| error::io(e, &self.server))?;
-        if !readable {
-            return Ok(());
-        }
-        loop {
-            buffer.reserve(16 * 1024);
-            match self.stream.try_read_buf(buffer) {
-                Ok(0) => return Err(error::io(io::ErrorKind::UnexpectedEof.into(), &self.server)),
-                Ok(_) => self.take_in(buffer)?,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(e) => return Err(error::io(e, &self.server)),
             }
         }
     }

@@ -197,6 +197,10 @@ impl Server {
 
     async fn grow(self: &Arc<Self>, hub: &Hub) -> Result<Busy> {
         let _one = self.opening.lock().await;
+        // Somebody else may have opened one meanwhile.
+        if let Some(busy) = self.choose(hub) {
+            return Ok(busy);
+        }
         let link = self.connect().await?;
         if hub.is_closed() {
             return Err(error::closed());
@@ -213,6 +217,9 @@ impl Server {
             return Ok(link);
         }
         let _one = self.opening.lock().await;
+        if let Some(link) = self.set_aside(&hub, wait) {
+            return Ok(link);
+        }
         let link = self.connect().await?;
         if hub.is_closed() {
             return Err(error::closed());
