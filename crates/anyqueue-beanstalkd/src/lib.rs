@@ -9,7 +9,7 @@
 //! nothing. beanstalkd finds jobs by its own numbers only, so listings and searches by id ask for each number in turn.
 //!
 //! The rooms: `wire` (the protocol), `request` and `link` (one connection, many requests under way), `server` (the
-//! connections to one server), `hub` (what all parts share, and how a queue waits), `lease` (what is reserved), `feed` and
+//! connections to one server), `hub` (what all parts share), `wait` (how a queue waits), `lease` (what is reserved), `feed` and
 //! `consumer` (reserving), `settle`, `send`, `mark` (declaring and pausing), `walk`, `held` and `admin` (the operator's verbs).
 
 mod admin;
@@ -28,6 +28,7 @@ mod send;
 mod server;
 mod settle;
 mod tubes;
+mod wait;
 mod walk;
 pub mod wire;
 

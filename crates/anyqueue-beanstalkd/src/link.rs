@@ -12,6 +12,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -75,6 +76,7 @@ struct Due {
 impl Link {
     /// Takes over a connected stream. `ended` is called once, when the connection is no more.
     pub(crate) fn new(
+        runtime: &Handle,
         number: u64,
         server: String,
         stream: TcpStream,
@@ -91,7 +93,7 @@ impl Link {
         let (input, output) = stream.into_split();
         let inner = Arc::new(Inner { server, output, patience, state: Mutex::new(state), more_to_write: Notify::new() });
         let (run, ended) = (inner.clone(), Ended(Some(ended)));
-        let io = tokio::spawn(async move {
+        let io = runtime.spawn(async move {
             let _ended = ended;
             let error = run.io(input).await;
             tracing::debug!(server = run.server, error = anyqueue_core::chain(&error), "a connection has ended");

@@ -119,11 +119,12 @@ impl Server {
             let text = format!("beanstalkd at {} did not answer; it is tried again in {} ms", self.address, left.as_millis());
             return Err(Error::unavailable(text));
         }
-        let stream = match timeout(self.patience, TcpStream::connect((self.host.name.as_str(), self.host.port))).await {
-            Ok(connected) => connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream)),
-            Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
-        };
-        let stream = stream.map_err(|e| self.failed(error::io(e, &self.address)))?;
+        let (host, patience) = (self.host.clone(), self.patience);
+        let connecting = hub.runtime.spawn(async move {
+            let stream = timeout(patience, TcpStream::connect((host.name.as_str(), host.port))).await??;
+            stream.set_nodelay(true).map(|()| stream)
+        });
+        let stream = connecting.await.map_err(|_| error::closed())?.map_err(|e| self.failed(error::io(e, &self.address)))?;
         hub.counters.connected();
         let (number, weak) = (NUMBERS.fetch_add(1, Ordering::Relaxed), self.hub.clone());
         let ended = move || {
@@ -132,7 +133,7 @@ impl Server {
                 hub.counters.lost();
             }
         };
-        Ok(Arc::new(Link::new(number, self.address.clone(), stream, self.patience, ended)))
+        Ok(Arc::new(Link::new(&hub.runtime, number, self.address.clone(), stream, self.patience, ended)))
     }
 
     /// Notes that the server does not answer.

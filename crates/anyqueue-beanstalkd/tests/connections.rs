@@ -125,3 +125,26 @@ async fn a_task_given_back_before_a_restart_is_not_taken_for_dead_after_it() {
     let again = reserve(&mut *consumer, SOON).await.remove(0);
     assert_eq!(again.native.redeliveries, Figure::Exact(1), "{:?}", again.native);
 }
+
+#[test]
+fn connections_live_where_the_broker_was_connected() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (home, guest) = (runtime(), runtime());
+    let server = home.block_on(beanstalkd::start(&[])).unwrap();
+    let broker = home.block_on(connect_to(server.address()));
+    let queue = queue("q");
+    let consumer = guest.block_on(async {
+        broker.send(&queue, &[task(1)]).await.remove(0).unwrap();
+        let mut consumer = consume(&*broker, &queue).await;
+        let got = reserve(&mut *consumer, SOON).await;
+        done(&*consumer.settler(), &got).await;
+        consumer
+    });
+    drop(guest);
+    home.block_on(async {
+        let mut consumer = consumer;
+        broker.send(&queue, &[task(2)]).await.remove(0).unwrap();
+        assert_eq!(reserve(&mut *consumer, SOON).await.len(), 1);
+        assert_eq!(broker.info().reconnects, 0, "the guest's end has closed nothing");
+    });
+}
