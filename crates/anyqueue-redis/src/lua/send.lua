@@ -12,6 +12,25 @@ local now = milliseconds()
 local number = redis.call('HINCRBY', QUEUE, 'batch', 1)
 local stamp = struct.pack('>I6I6I6', number, now, now)
 local batch, some_delayed = string.sub(stamp, 1, 6), ARGV[2] == '1'
+
+local function announce(first)
+  if number == 1 then
+    -- The queue is new, or the server has lost it, and who waits with it: they may listen still.
+    redis.call('PUBLISH', QUEUE, '')
+  else
+    ring(first)
+  end
+end
+
+if #ARGV == 5 and not some_delayed then
+  -- The commonest send of all is spared the tables.
+  if redis.call('HSETNX', TASKS, string.sub(ARGV[4], 3), stamp .. ARGV[5]) == 1 then
+    redis.call('ZADD', READY, '0', ARGV[3] .. batch .. ARGV[4])
+    announce(0)
+  end
+  return 0
+end
+
 local same = ARGV[3] ~= '' and ARGV[3] .. batch
 local sub, unpacked = string.sub, struct.unpack
 
@@ -19,8 +38,8 @@ local ids = {}
 for i = 4, #ARGV, 2 do
   ids[i / 2 - 1] = sub(ARGV[i], 3)
 end
--- Each command costs more than its work: one that takes all is the fastest, and of a single task one that does both.
-local known = #ids > 1 and redis.call('HMGET', TASKS, unpack(ids)) or {}
+-- Each command costs more than its work: one that takes all is the fastest.
+local known = redis.call('HMGET', TASKS, unpack(ids))
 local tasks, ready, delayed, first = {}, {}, {}, nil
 local t, r, d = 0, 0, 0
 for n = 1, #ids do
@@ -41,11 +60,7 @@ for n = 1, #ids do
     end
   end
 end
-if #ids == 1 then
-  if redis.call('HSETNX', TASKS, tasks[1], tasks[2]) == 0 then
-    return 0
-  end
-elseif t > 0 then
+if t > 0 then
   redis.call('HSET', TASKS, unpack(tasks))
 end
 if d > 0 then
@@ -55,10 +70,7 @@ if r > 0 then
   redis.call('ZADD', READY, unpack(ready))
   first = 0
 end
-if number == 1 then
-  -- The queue is new, or the server has lost it, and who waits with it: they may listen still.
-  redis.call('PUBLISH', QUEUE, '')
-elseif first then
-  ring(first)
+if first then
+  announce(first)
 end
 return 0
