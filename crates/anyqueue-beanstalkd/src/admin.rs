@@ -80,7 +80,7 @@ async fn peek(hub: &Hub, tubes: &Tubes, state: State, limit: usize) -> Result<Ve
     if state == State::Held || limit == 0 {
         return if limit == 0 { Ok(Vec::new()) } else { Ok(hub.page(tubes, None, limit).await?.tasks) };
     }
-    let mut all = Vec::new();
+    let mut all: Vec<Peeked> = Vec::new();
     for (server, link) in hub.live().await? {
         let counts = hub.count(&link, tubes.open()).await?;
         let one = |count: &Count| match state {
@@ -100,6 +100,8 @@ async fn peek(hub: &Hub, tubes: &Tubes, state: State, limit: usize) -> Result<Ve
         seen.truncate(limit);
         all.extend(hub.bodies(&link, seen).await?.into_iter().map(|found| hub.peeked(found)));
     }
+    // Each server's are in order; of several servers' the more urgent or sooner ones come first.
+    all.sort_by_key(|task| if state == State::Ready { (task.native.priority, None) } else { (None, task.remaining) });
     all.truncate(limit);
     Ok(all)
 }

@@ -87,3 +87,26 @@ async fn a_task_held_by_us_is_in_the_companion_tube_whoever_looks() {
     other.ask("use q;held");
     assert!(other.ask("peek-ready").1.contains("no disk"), "the reason is in the body");
 }
+
+#[tokio::test]
+async fn a_pause_that_the_server_forgot_is_kept_up_by_the_workers() {
+    let server = beanstalkd::start(&[]).await.unwrap();
+    let (broker, queue) = (connect_to(server.address()).await, queue("q"));
+    let mut consumer = consume(&*broker, &queue).await;
+    broker.admin().pause(&queue, None).await.unwrap();
+    server.kill().await.unwrap();
+    Server::start(&server).await.unwrap();
+    let mut other = Plain::connect(server.address());
+    other.put("q", r#"{"task":"t"}"#);
+    assert_eq!(other.figure("stats-tube q", "pause"), "0", "the server knows nothing of it any more");
+    // Until it has connected again a reserve fails.
+    let until = std::time::Instant::now() + SOON;
+    let one = std::num::NonZeroUsize::MIN;
+    while std::time::Instant::now() < until {
+        let got = consumer.reserve(one, std::time::Duration::from_millis(300)).await.unwrap_or_default();
+        assert!(got.is_empty(), "a paused queue delivered");
+    }
+    assert_ne!(other.figure("stats-tube q", "pause"), "0", "it was told again");
+    broker.admin().resume(&queue).await.unwrap();
+    assert_eq!(reserve(&mut *consumer, SOON).await.len(), 1);
+}
