@@ -8,6 +8,14 @@
 //! Jobs that others buried are listed, kicked and deleted too, without being reserved: a listing that dies changes
 //! nothing. beanstalkd finds jobs by its own numbers only, so listings and searches by id ask for each number in turn.
 //!
+//! Good to know:
+//! * A task's figures (`stats-job`) are asked for with each reservation: they tell its tube, its TTR and whether a worker
+//!   died with it. That is one command more per task than the least, and what bounds the speed of a drain.
+//! * `info` shows the server's own counts. A job that one connection passed to another was reserved and released once more.
+//! * A connection that goes dead without a word while it waits may have been given a task, which is back when its TTR is
+//!   over. Version 1.12 may also keep the task of a *frozen* worker until that worker goes on or ends.
+//! * With several servers each has its own line: workers take from them in turn.
+//!
 //! The rooms: `wire` (the protocol), `request` and `link` (one connection, many requests under way), `server` (the
 //! connections to one server), `hub` (what all parts share), `wait` (how a queue waits), `lease` (what is reserved), `feed` and
 //! `consumer` (reserving), `settle`, `send`, `mark` (declaring and pausing), `walk`, `held` and `admin` (the operator's verbs).

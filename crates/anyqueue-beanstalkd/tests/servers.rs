@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use anyqueue_core::{Accepted, Severity, State};
+use anyqueue_core::{Accepted, Defaults, Incoming, Settlement, Severity, State, Which};
 use anyqueue_testkit::servers::beanstalkd;
 use anyqueue_testkit::{Process, Sample, Server};
 use support::*;
@@ -119,4 +119,40 @@ async fn one_dead_server_of_two_does_not_keep_us_from_connecting_but_two_do() {
     a.kill().await.unwrap();
     let error = connect(&url).await.unwrap_err();
     assert!(error.is_retryable(), "{error}");
+}
+
+#[tokio::test]
+async fn held_tasks_of_all_servers_are_listed_and_kicked() {
+    let (_a, _b, url) = two().await;
+    let (broker, queue) = (connect(&url).await.unwrap(), queue("q"));
+    for number in 0..6 {
+        broker.send(&queue, &[task(number)]).await.remove(0).unwrap();
+    }
+    let (mut consumer, mut ids) = (consume(&*broker, &queue).await, BTreeSet::new());
+    while ids.len() < 6 {
+        for delivery in reserve(&mut *consumer, SOON).await {
+            let incoming = Incoming::read(&delivery, "default", Defaults::default());
+            let parked = incoming.held("later", false, std::time::SystemTime::now());
+            let hold = Settlement::Hold(parked, "later".into());
+            consumer.settler().settle(&[(delivery.receipt, hold)]).await.remove(0).unwrap();
+            ids.insert(incoming.id);
+        }
+    }
+    let (mut listed, mut after) = (BTreeSet::new(), None);
+    loop {
+        let page = broker.admin().held(&queue, after.as_deref(), 2).await.unwrap();
+        assert!(page.tasks.len() <= 2);
+        listed.extend(page.tasks.iter().map(|task| Incoming::peeked(task, "default", "q", Defaults::default()).id));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(listed, ids);
+    let one = *ids.first().unwrap();
+    assert_eq!(broker.admin().kick(&queue, &Which::Ids(vec![one])).await.unwrap(), 1);
+    assert_eq!(broker.admin().kick(&queue, &Which::First(4)).await.unwrap(), 4);
+    assert_eq!(broker.admin().kick(&queue, &Which::All).await.unwrap(), 1);
+    let stats = broker.admin().stats(&queue).await.unwrap();
+    assert_eq!((stats.ready.value(), stats.held.value()), (Some(6), Some(0)));
 }
