@@ -172,3 +172,33 @@ fn a_runtime_that_ends_takes_nobody_elses_connection_with_it() {
         assert_eq!(broker.info().reconnects, 0);
     });
 }
+
+#[tokio::test]
+async fn a_worker_whose_bell_was_cut_off_is_rung_again() {
+    let server = redis::start(NONE).await.unwrap();
+    let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("rung"));
+    let mut consumer = consumer(&*broker, &queue).await;
+    let mut operator = operator(&server).await;
+    for number in 0..3 {
+        let sending = async {
+            // Once it waits: cut off while it waits, and heard before the safety net would have looked.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let _: () = tell(&mut operator, "CLIENT KILL TYPE pubsub").await;
+            eventually(|| {
+                let mut operator = operator.clone();
+                async move {
+                    let listening: (String, u64) = tell(&mut operator, "PUBSUB NUMSUB anyqueue:{rung}").await;
+                    if listening.1 == 1 { Ok(()) } else { Err("nobody listens") }
+                }
+            })
+            .await;
+            send_one(&*broker, &queue, number).await.unwrap();
+            Instant::now()
+        };
+        let (got, sent) = tokio::join!(reserve(&mut *consumer, 1, Duration::from_secs(14)), sending);
+        let got = got.unwrap();
+        assert_eq!(Sample::number(&got[0]), Some(number));
+        assert!(sent.elapsed() < Duration::from_secs(2), "found only by looking, after {:?}", sent.elapsed());
+        settle_all(&*consumer.settler(), &got, Settlement::Done).await.unwrap();
+    }
+}
