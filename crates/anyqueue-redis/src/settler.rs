@@ -27,14 +27,14 @@ impl RedisSettler {
         Self { shared, queue, keys }
     }
 
-    async fn done(&self, leases: &[Lease]) -> Result<Value> {
+    async fn done(&self, leases: Vec<&Lease>) -> Result<Value> {
         let run = self.shared.run(Script::Done, &self.keys, |request| {
-            request.args(leases.iter().map(|lease| lease.as_slice()));
+            request.args(leases.into_iter().map(|lease| lease.as_slice()));
         });
         run.await
     }
 
-    async fn others(&self, items: &[(Lease, &Settlement)]) -> Result<Value> {
+    async fn others(&self, items: Vec<&(Lease, &Settlement)>) -> Result<Value> {
         let run = self.shared.run(Script::Settle, &self.keys, |request| {
             for (lease, what) in items {
                 let (word, next) = word(what);
@@ -53,19 +53,18 @@ impl RedisSettler {
         word(settlement).1.map_or(Ok(()), |next| self.shared.check_times(next))
     }
 
-    /// Runs requests of up to [`MOST`] items and puts their answers where the items were.
-    async fn in_parts<'a, T: 'a, R: Future<Output = Result<Value>>>(
+    /// Runs requests of up to [`MOST`] items: the answers, with the items' places in the batch.
+    async fn in_parts<'a, T, R: Future<Output = Result<Value>>>(
         &self,
         items: &'a [(usize, T)],
-        answers: &mut [Result<()>],
         run: impl Fn(Vec<&'a T>) -> R,
-    ) {
+    ) -> Vec<(usize, Result<()>)> {
+        let mut answers = Vec::with_capacity(items.len());
         for part in items.chunks(MOST) {
             let answer = run(part.iter().map(|(_, item)| item).collect()).await;
-            for ((at, _), answer) in part.iter().zip(spread(answer, part.len())) {
-                answers[*at] = answer;
-            }
+            answers.extend(part.iter().map(|(at, _)| *at).zip(spread(answer, part.len())));
         }
+        answers
     }
 }
 
@@ -105,18 +104,11 @@ impl Settler for RedisSettler {
             }
             answers.push(lease.map(drop));
         }
-        self.in_parts(
-            &dones,
-            &mut answers,
-            |part| async move { self.done(&part.into_iter().copied().collect::<Vec<_>>()).await },
-        )
-        .await;
-        self.in_parts(
-            &others,
-            &mut answers,
-            |part| async move { self.others(&part.into_iter().copied().collect::<Vec<_>>()).await },
-        )
-        .await;
+        let (dones, others) =
+            tokio::join!(self.in_parts(&dones, |part| self.done(part)), self.in_parts(&others, |part| self.others(part)),);
+        for (at, answer) in dones.into_iter().chain(others) {
+            answers[at] = answer;
+        }
         answers.into_iter().map(|answer| answer.map_err(|e| e.during("settle").with("queue", &self.queue))).collect()
     }
 
@@ -132,14 +124,16 @@ impl Settler for RedisSettler {
             }
             answers.push(lease.map(drop));
         }
-        self.in_parts(&items, &mut answers, |part| {
+        let touched = self.in_parts(&items, |part| {
             self.shared.run(Script::Touch, &self.keys, move |request| {
                 for (lease, ttr) in part {
                     request.arg(lease.as_slice()).arg(*ttr);
                 }
             })
-        })
-        .await;
+        });
+        for (at, answer) in touched.await {
+            answers[at] = answer;
+        }
         let named = |e: Error| e.during("touch").with("queue", &self.queue);
         answers.into_iter().zip(batch).map(|(answer, touch)| answer.map(|()| touch.ttr).map_err(named)).collect()
     }
