@@ -63,10 +63,13 @@ pub(crate) async fn findings(servers: &Servers) -> Result<Vec<Finding>> {
 fn memory<'a>(fact: &impl Fn(&str) -> &'a str, found: &mut impl FnMut(Severity, String)) {
     let policy = fact("maxmemory_policy");
     let (limit, used) = (fact("maxmemory").parse::<u64>().unwrap_or(0), fact("used_memory").parse::<u64>().unwrap_or(0));
-    if policy != "noeviction" && !policy.is_empty() {
+    if policy.starts_with("allkeys") {
         let severity = if limit > 0 { Severity::Warning } else { Severity::Note };
-        let text = format!("`maxmemory-policy` is {policy}: when memory runs out, tasks are thrown away; set it to noeviction");
-        found(severity, text);
+        let text = "when memory runs out, whole queues are thrown away; set it to noeviction";
+        found(severity, format!("`maxmemory-policy` is {policy}: {text}"));
+    } else if policy.starts_with("volatile") {
+        let text = "it spares our keys, since they never expire; noeviction is what they get, and says so";
+        found(Severity::Note, format!("`maxmemory-policy` is {policy}: {text}"));
     }
     if limit > 0 && used > limit / 10 * 9 {
         let text = format!("{} of {} MiB of `maxmemory` are used; sends fail when it is full", used >> 20, limit >> 20);

@@ -102,7 +102,8 @@ async fn a_full_server_takes_no_tasks_but_lets_them_be_worked() {
 async fn settings_that_lose_tasks_are_named() {
     let server = redis::start(["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]).await.unwrap();
     assert_eq!(finding(&server, "`maxmemory-policy` is allkeys-lru").await, Some(Severity::Warning));
-    let server = redis::start(["--appendfsync", "everysec"]).await.unwrap();
+    let server = redis::start(["--appendfsync", "everysec", "--maxmemory-policy", "volatile-lru"]).await.unwrap();
+    assert_eq!(finding(&server, "`maxmemory-policy` is volatile-lru").await, Some(Severity::Note));
     assert_eq!(finding(&server, "`appendfsync` is everysec").await, Some(Severity::Note));
     assert_eq!(connect(&url(&server)).await.unwrap().capabilities(&queue("q")).durability, Durability::Process);
     let server = redis::start(NONE).await.unwrap();
