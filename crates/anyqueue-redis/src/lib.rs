@@ -11,7 +11,7 @@
 //! loss. `everysec`, the usual choice, may lose the last second or two to a power loss, and also to a *kill of the server*
 //! at a moment when the disk is busy: Redis then answers before it has written anything, and we have seen it lose what it
 //! had accepted 20 times of 20 that way. Without the file a restart loses everything since the last snapshot. What is
-//! found is in the capabilities and in `queue-runner check`, which also warns of a `maxmemory-policy` that throws tasks
+//! found is in the capabilities and in `queue-runner check`, which also warns of a `maxmemory-policy` that throws queues
 //! away. A server that has run out of memory refuses sends with a clear error and, from Redis 7 on, lets workers go on:
 //! that is how room is made. A replication is as good as Redis makes it: what a master had not passed on is lost in a failover.
 //!
