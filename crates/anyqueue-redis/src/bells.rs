@@ -112,6 +112,8 @@ struct Ended<'a>(&'a Shared);
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
         self.0.listening.store(false, Ordering::Release);
+        // Who rests counts on being rung: let them look, and then look more often.
+        self.0.names().iter().for_each(|name| self.0.ring(name));
     }
 }
 
@@ -131,7 +133,7 @@ async fn run(shared: Arc<Shared>, servers: Arc<Servers>) {
     }
 }
 
-/// Listens until the connection breaks. Says whether there was one.
+/// Listens until the connection breaks. Says whether it could.
 async fn listen(shared: &Shared, servers: &Servers) -> bool {
     // An error means an old map: then what it says is tried.
     let _ = servers.refresh().await;
@@ -146,15 +148,20 @@ async fn listen(shared: &Shared, servers: &Servers) -> bool {
         }
     };
     let _listening = Ended(shared);
-    let mut asked = Vec::new();
+    let (mut asked, mut listened) = (Vec::new(), false);
     let ended = loop {
         if let Err(error) = subscribe(shared, &mut link, &mut asked).await {
             break error;
         }
         shared.listening.store(true, Ordering::Release);
+        listened = true;
         match attend(shared, servers, &mut pushed).await {
             Next::Subscribe => {}
             Next::Ping => {
+                // Requests may rest as long as bells do, and a connection that is gone must be known before the next one.
+                for node in servers.masters() {
+                    tokio::spawn(async move { node.ping().await.map_err(drop) });
+                }
                 let ping = cmd("PING");
                 let sign = link.connection.send_packed_command(&ping);
                 match tokio::time::timeout(servers.dial().config.liveness, sign).await {
@@ -166,8 +173,12 @@ async fn listen(shared: &Shared, servers: &Servers) -> bool {
             Next::Broken => break "the connection broke".to_owned(),
         }
     };
-    tracing::debug!(server = %node.address, ended, "no longer listening");
-    true
+    if listened {
+        tracing::debug!(server = %node.address, ended, "no longer listening");
+    } else {
+        tracing::warn!(server = %node.address, error = ended, "cannot listen; workers look five times a second instead of being rung");
+    }
+    listened
 }
 
 /// Asks for the bells that are new. Rings them: what happened before is not pushed.

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyqueue_core::{ConsumeOptions, Consumer, Delivery, Moment, QueueName, Result, Settler, async_trait};
+use anyqueue_core::{ConsumeOptions, Consumer, Delivery, Error, Moment, QueueName, Result, Settler, async_trait};
 use redis::Value;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
 use crate::broker::Shared;
-use crate::error::{closed, strange};
+use crate::error::strange;
 use crate::layout::{Answer, Keys, Lease, Stored, lease};
 use crate::script::Script;
 use crate::settler::RedisSettler;
@@ -121,6 +121,7 @@ impl RedisConsumer {
         let (first, end) = (*self.options.priorities.start(), self.options.priorities.end().checked_add(1));
         let (shared, keys, busy) = (self.shared.clone(), self.keys.clone(), Busy::new(&self.shared));
         let (tell, told) = oneshot::channel();
+        let number = fastrand::u64(..);
         tokio::spawn(async move {
             let asked = shared.clock.now();
             let answer = shared.run(Script::Reserve, &keys, |request| {
@@ -130,8 +131,9 @@ impl RedisConsumer {
                     (first, None) => request.arg(first.to_be_bytes().as_slice()).arg(""),
                     (first, Some(end)) => request.arg(first.to_be_bytes().as_slice()).arg(end.to_be_bytes().as_slice()),
                 };
+                request.arg(number.to_be_bytes().as_slice());
             });
-            let claimed = answer.await.and_then(|answer| claimed(answer, asked, shared, keys));
+            let claimed = answer.await.and_then(|answer| claimed(answer, number, asked, shared, keys));
             // Where nobody listens any more, what was claimed comes back with the error and is dropped.
             drop(tell.send(claimed));
             drop(busy);
@@ -162,11 +164,16 @@ impl RedisConsumer {
     }
 }
 
+/// The error of a claim whose task ended with its runtime.
+fn given_up() -> Error {
+    Error::unavailable("the claim was given up half-way").effect_unknown()
+}
+
 /// Reads the answer to a claim.
-fn claimed(answer: Value, asked: Moment, shared: Arc<Shared>, keys: Arc<Keys>) -> Result<Claimed> {
-    let (number, now, tasks, next) = match Answer::read(answer).ok_or_else(|| strange("reserve"))? {
-        Answer::Nothing(wait) => (0, 0, Vec::new(), wait.map(Duration::from_millis)),
-        Answer::Taken(number, now, tasks) => (number, now, tasks, Some(Duration::ZERO)),
+fn claimed(answer: Value, number: u64, asked: Moment, shared: Arc<Shared>, keys: Arc<Keys>) -> Result<Claimed> {
+    let (now, tasks, next) = match Answer::read(answer).ok_or_else(|| strange("reserve"))? {
+        Answer::Nothing(wait) => (0, Vec::new(), wait.map(Duration::from_millis)),
+        Answer::Taken(now, tasks) => (now, tasks, Some(Duration::ZERO)),
     };
     Ok(Claimed { number, tasks: tasks.into(), now, asked, next, keys, shared })
 }
@@ -197,7 +204,7 @@ impl Consumer for RedisConsumer {
                 self.bell.mark_unchanged();
                 self.ask(max);
             }
-            let answer = self.pending.as_mut().expect("asked above").await.unwrap_or_else(|_| Err(closed()));
+            let answer = self.pending.as_mut().expect("asked above").await.unwrap_or_else(|_| Err(given_up()));
             self.pending = None;
             let claimed = answer.map_err(|e| e.during("reserve").with("queue", &self.queue))?;
             if !claimed.tasks.is_empty() {

@@ -48,6 +48,15 @@ pub(crate) async fn findings(servers: &Servers) -> Result<Vec<Finding>> {
         let fsync = setting(&node, "appendfsync").await;
         let mut found = |severity, text: String| findings.push(Finding { severity, text: format!("{}: {text}", node.address) });
         let fact = |name: &str| facts.get(name).map_or("", String::as_str);
+        if let Err(fault) = node.send(cmd("PUBLISH").arg(format!("{}:", servers.dial().config.prefix)).arg("")).await
+            && fault.code() == Some("NOPERM")
+        {
+            let prefix = &servers.dial().config.prefix;
+            found(
+                Severity::Problem,
+                format!("denies us the channels, so no worker is rung; give the user `&{prefix}:*` and `+publish +subscribe`"),
+            );
+        }
         memory(&fact, &mut found);
         persistence(&fact, fsync.as_deref(), &mut found);
         if fact("role") == "slave" {

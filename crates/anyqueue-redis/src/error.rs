@@ -38,7 +38,8 @@ impl Fault {
     }
 }
 
-/// What the codes mean that an operator can do something about. Nothing has happened with any of them.
+/// What the codes mean that an operator can do something about. Nothing has happened with any of them; with another error
+/// a script may have done a part of its work.
 const CODES: &[(&str, ErrorKind, &str)] = &[
     ("OOM", ErrorKind::Full, "is out of memory; raise its `maxmemory`, or let the workers empty the queues"),
     ("READONLY", ErrorKind::ReadOnly, "is a replica and takes no writes; name the master, or its sentinels and `master`"),
@@ -49,6 +50,8 @@ const CODES: &[(&str, ErrorKind, &str)] = &[
     ("CLUSTERDOWN", ErrorKind::Unavailable, "says that the cluster is down; bring back the nodes that are missing"),
     ("TRYAGAIN", ErrorKind::Unavailable, "moves the queue to another node just now; it goes on once that is done"),
     ("MOVED", ErrorKind::Unavailable, "sends us from node to node; the cluster does not agree on who has the queue"),
+    ("ASK", ErrorKind::Unavailable, "still gives the queue to another node; requests go on once that is done"),
+    ("NOSCRIPT", ErrorKind::Unavailable, "forgets our scripts as fast as it learns them"),
     ("BUSY", ErrorKind::Busy, "is kept busy by somebody's script; `SCRIPT KILL` ends it"),
     ("NOAUTH", ErrorKind::Denied, "wants a password; write it into the URL, `redis://:password@host`"),
     ("WRONGPASS", ErrorKind::Denied, "does not know this user and password"),
@@ -66,7 +69,7 @@ fn refused(code: &str, error: RedisError, server: &dyn std::fmt::Display) -> Err
         None if error.kind() == redis::ErrorKind::AuthenticationFailed => {
             Error::new(ErrorKind::Denied, format!("{server} does not know this user and password")).because(error)
         }
-        None => Error::new(ErrorKind::Protocol, format!("{server} refused a request")).because(error),
+        None => Error::new(ErrorKind::Protocol, format!("{server} refused a request")).effect_unknown().because(error),
     }
 }
 
@@ -109,11 +112,12 @@ mod tests {
             ("LOADING", ErrorKind::Unavailable),
             ("NOPERM", ErrorKind::Denied),
             ("NOQUEUE", ErrorKind::NotFound),
-            ("SOMETHING", ErrorKind::Protocol),
         ] {
             let error = from_server(code, "text");
             assert_eq!((error.kind(), error.effect()), (kind, anyqueue_core::Effect::None), "{error}");
         }
+        let other = from_server("ERR", "Error running script");
+        assert_eq!((other.kind(), other.effect()), (ErrorKind::Protocol, anyqueue_core::Effect::Unknown));
         assert!(from_server("OOM", "x").to_string().contains("redis://h:1 is out of memory; raise its `maxmemory`"));
     }
 

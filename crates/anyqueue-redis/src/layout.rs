@@ -198,8 +198,8 @@ pub(crate) fn lease(receipt: &Receipt) -> Option<Lease> {
 pub(crate) enum Answer {
     /// Nothing is ready; after so many milliseconds something may be, by time alone.
     Nothing(Option<u64>),
-    /// The number of the claim, the server's time, and the tasks.
-    Taken(u64, u64, Vec<Stored>),
+    /// The server's time, and the tasks.
+    Taken(u64, Vec<Stored>),
 }
 
 impl Answer {
@@ -210,17 +210,14 @@ impl Answer {
             _ => return None,
         };
         let mut items = items.into_iter();
-        let (Value::Int(claim), Value::Int(now), Value::BulkString(counts)) = (items.next()?, items.next()?, items.next()?)
-        else {
-            return None;
-        };
+        let (Value::Int(now), Value::BulkString(counts)) = (items.next()?, items.next()?) else { return None };
         let mut tasks = Vec::with_capacity(items.len() / 2);
         while let Some(place) = items.next() {
             let (Value::BulkString(place), Value::BulkString(task)) = (place, items.next()?) else { return None };
             let counts = counts.get(COUNTS * tasks.len()..).unwrap_or_default();
             tasks.push(Stored::read(&place, task.into(), CountsOf::read(counts).lost)?);
         }
-        Some(Self::Taken(claim as u64, now as u64, tasks))
+        Some(Self::Taken(now as u64, tasks))
     }
 }
 
@@ -254,10 +251,10 @@ mod tests {
     fn an_answer_is_read_whole_or_not_at_all() {
         let text = |bytes: &[u8]| Value::BulkString(bytes.to_vec());
         let read = |items: Vec<Value>| Answer::read(Value::Array(items));
-        let head = || vec![Value::Int(3), Value::Int(9), text(&[0, 0, 0, 7])];
+        let head = || vec![Value::Int(9), text(&[0, 0, 0, 7])];
         let mut good = head();
         good.extend([text(&[1; PLACE]), text(&[0; HEAD + 2])]);
-        let Some(Answer::Taken(3, 9, tasks)) = read(good.clone()) else { panic!("an answer with a task") };
+        let Some(Answer::Taken(9, tasks)) = read(good.clone()) else { panic!("an answer with a task") };
         assert_eq!((tasks.len(), tasks[0].body.len(), tasks[0].lost), (1, 2, 7));
         good.pop();
         assert!(read(good).is_none(), "a place without a task");

@@ -30,7 +30,7 @@
 //! new connection is made, with pauses that grow from 50 ms to 2 s.
 //!
 //! A request that a broken connection leaves open may have been carried out: its error says so, and repeating a send with
-//! the same id is safe. Receipts are compared on the server.
+//! the same id makes no second task as long as the first one is there. Receipts are compared on the server.
 //!
 //! In a cluster all keys of a queue are on one node; queues spread over the nodes. MOVED and ASK are followed, and while a
 //! queue's keys are being moved (TRYAGAIN) requests wait, up to the request timeout.

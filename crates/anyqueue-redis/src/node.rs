@@ -67,7 +67,7 @@ impl Node {
     }
 
     fn of(&self, runtime: Id) -> Option<Shared> {
-        self.links().iter().find(|shared| shared.runtime == runtime).cloned()
+        self.links().iter().find(|shared| shared.runtime == runtime && !shared.link.ended()).cloned()
     }
 
     /// This runtime's connection as it is, or a new one. During the pause after a failure the answer is that failure.
@@ -103,6 +103,8 @@ impl Node {
         let shared = Shared { runtime, number: self.connected.fetch_add(1, Ordering::Relaxed), link };
         let mut links = self.links();
         // Those whose runtime has ended are of no use to anybody.
+        let gone = links.iter().filter(|other| other.runtime == runtime && other.link.ended()).count();
+        self.broken.fetch_add(gone as u64, Ordering::Relaxed);
         links.retain(|other| !other.link.ended());
         links.push(shared.clone());
         let before = self.broken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |broken| broken.checked_sub(1));
@@ -157,7 +159,15 @@ impl Node {
 
     /// Asks for a sign of life; a connection that gives none is let go.
     pub(crate) async fn ping(&self) -> Result<(), Fault> {
-        self.send(&cmd("PING")).await.map(drop)
+        let mut shared = self.open().await.map_err(Fault::Down)?;
+        let ping = cmd("PING");
+        match tokio::time::timeout(self.dial.config.liveness, shared.link.connection.send_packed_command(&ping)).await {
+            Ok(answer) => self.answered(shared.number, answer).map(drop),
+            Err(_) => {
+                self.broke(shared.number);
+                Err(Fault::Lost(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
+            }
+        }
     }
 
     /// What the server says of itself: mode, role and version, and the scripts that fit.

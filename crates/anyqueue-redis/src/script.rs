@@ -83,6 +83,8 @@ impl Script {
         let head = match flags {
             Flags::Frees if flagged => "#!lua flags=allow-oom\n",
             Flags::Looks if flagged => "#!lua flags=no-writes\n",
+            // Before Redis 7 a script may go on without room once it has written, and this writes nothing.
+            Flags::Frees => "redis.call('HDEL', KEYS[1], '-')\n",
             _ => "",
         };
         let code = format!("{head}{}", parts.join("\n"));

@@ -17,6 +17,8 @@ use crate::script::{Script, Texts};
 
 /// How often a request is sent on from node to node before we give up.
 const REDIRECTS: usize = 8;
+/// How often one request teaches servers its script: each node that it meets may have forgotten it.
+const LESSONS: usize = 4;
 /// How long to wait before a request is tried again while a cluster changes.
 const CHANGING: Duration = Duration::from_millis(50);
 /// A map of the servers is not asked for more often.
@@ -138,8 +140,16 @@ impl Servers {
         if !self.stale.load(Ordering::Acquire) || asked.is_some_and(|asked| asked.elapsed() < FRESH) {
             return Ok(());
         }
+        let found = self.ask().await;
+        // After it: who waited meanwhile need not do the same again.
         *asked = Some(Instant::now());
-        let map = match self.standing {
+        *self.map() = found?;
+        self.stale.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    async fn ask(&self) -> Result<Map> {
+        Ok(match self.standing {
             Standing::Alone if self.dial.config.hosts.len() == 1 => self.map().clone(),
             Standing::Alone | Standing::Sentinel => {
                 let (_, _, node) = first_of(&self.dial).await?;
@@ -148,10 +158,7 @@ impl Servers {
                 Map::of_one(address)
             }
             Standing::Cluster => self.ask_cluster().await?,
-        };
-        *self.map() = map;
-        self.stale.store(false, Ordering::Release);
-        Ok(())
+        })
     }
 
     async fn ask_cluster(&self) -> Result<Map> {
@@ -189,7 +196,7 @@ impl Servers {
 
     async fn send(&self, slot: u16, command: &Cmd, script: Option<Script>) -> Result<Value> {
         let give_up = Instant::now() + self.dial.config.timeout;
-        let (mut asked, mut redirects, mut taught) = (None, 0, false);
+        let (mut asked, mut redirects, mut taught) = (None, 0, 0);
         loop {
             let refreshed = self.refresh().await;
             let asking = asked.take();
@@ -211,13 +218,13 @@ impl Servers {
                 Err(fault) => fault,
             };
             match (fault.code(), script) {
-                (Some("NOSCRIPT"), Some(script)) if !taught => {
-                    taught = true;
+                (Some("NOSCRIPT"), Some(script)) if taught < LESSONS => {
+                    taught += 1;
                     node.teach(script, self.texts).await.map_err(|fault| fault.explain(&address))?;
                     asked = asking;
                 }
-                (Some("ASK"), _) if redirects < REDIRECTS => {
-                    redirects += 1;
+                // While keys are on their way, ASK here and TRYAGAIN there may take turns for long.
+                (Some("ASK"), _) if Instant::now() < give_up => {
                     asked = redirect(&fault, &address);
                 }
                 (Some("MOVED" | "READONLY"), _) if redirects < REDIRECTS && self.standing != Standing::Alone => {

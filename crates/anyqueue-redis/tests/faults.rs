@@ -203,3 +203,68 @@ async fn a_worker_whose_bell_was_cut_off_is_rung_again() {
         settle_all(&*consumer.settler(), &got, Settlement::Done).await.unwrap();
     }
 }
+
+/// A snapshot, a replica that lagged, or the last second of the append-only file: numbers that the server counts come again.
+#[tokio::test]
+async fn a_receipt_from_before_a_rollback_is_stale() {
+    let server = redis::start(["--appendonly", "no", "--save", "900 1"]).await.unwrap();
+    let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("rolled-back"));
+    send_one(&*broker, &queue, 1).await.unwrap();
+    let _: () = tell(&mut operator(&server).await, "SAVE").await;
+    let mut first = consumer(&*broker, &queue).await;
+    let before = reserve(&mut *first, 1, SOON).await.unwrap();
+    server.kill().await.unwrap();
+    server.start().await.unwrap();
+    let other = connect(&url(&server)).await.unwrap();
+    let mut second = consumer(&*other, &queue).await;
+    let after = reserve(&mut *second, 1, SOON).await.unwrap();
+    assert_eq!(Sample::number(&after[0]), Some(1));
+    let settler = first.settler();
+    let error = eventually(|| async {
+        match settle_all(&*settler, &before, Settlement::Done).await {
+            // The connection broke with the server.
+            Err(e) if e.is_retryable() => Err(e),
+            other => Ok(other.unwrap_err()),
+        }
+    })
+    .await;
+    assert!(error.is_lease_lost(), "{error:?}");
+    settle_all(&*second.settler(), &after, Settlement::Done).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_user_without_channels_loses_no_task_and_is_told_of_by_check() {
+    let server = redis::start(NONE).await.unwrap();
+    let rights = "ACL SETUSER worker on >secret resetchannels ~anyqueue:* +@all";
+    let _: () = tell(&mut operator(&server).await, rights).await;
+    let broker = connect(&format!("redis://worker:secret@{}", server.address())).await.unwrap();
+    let queue = queue("unrung");
+    let mut consumer = consumer(&*broker, &queue).await;
+    // Somebody waits when the task comes, so that there is something to publish.
+    let sending = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        send_one(&*broker, &queue, 1).await
+    };
+    let (got, sent) = tokio::join!(reserve(&mut *consumer, 1, SOON), sending);
+    sent.unwrap();
+    let got = got.unwrap();
+    assert_eq!(Sample::number(&got[0]), Some(1));
+    settle_all(&*consumer.settler(), &got, Settlement::Done).await.unwrap();
+    let findings = broker.diagnose().await.unwrap();
+    assert!(findings.iter().any(|finding| finding.severity == Severity::Problem && finding.text.contains("`&anyqueue:*`")));
+}
+
+#[tokio::test]
+async fn a_receipt_that_is_twice_in_a_batch_counts_once() {
+    let server = redis::start(NONE).await.unwrap();
+    let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("twice"));
+    for number in 0..3 {
+        send_one(&*broker, &queue, number).await.unwrap();
+    }
+    let mut consumer = consumer(&*broker, &queue).await;
+    let got = reserve(&mut *consumer, 3, SOON).await.unwrap();
+    let batch: Vec<_> = [0, 1, 0, 2].iter().map(|n| (got[*n].receipt.clone(), Settlement::Done)).collect();
+    let answers = consumer.settler().settle(&batch).await;
+    let lost: Vec<bool> = answers.into_iter().map(|answer| answer.is_err_and(|e| e.is_lease_lost())).collect();
+    assert_eq!(lost, [false, false, true, false]);
+}

@@ -3,6 +3,6 @@ local function ring(due)
   local armed = redis.call('HGET', QUEUE, 'bell')
   if armed and due < tonumber(armed) then
     redis.call('HDEL', QUEUE, 'bell')
-    redis.call('PUBLISH', QUEUE, '')
+    redis.pcall('PUBLISH', QUEUE, '')
   end
 end

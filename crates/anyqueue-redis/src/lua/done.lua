@@ -8,9 +8,19 @@ for i = 1, #ARGV do
   end
   answers[i] = there[i] and '1' or '0'
 end
+local all = #leases == #ARGV
 if #leases > 0 then
-  redis.call('ZREM', RESERVED, unpack(leases))
+  if redis.call('ZREM', RESERVED, unpack(leases)) < #leases then
+    -- One was named twice: it counts for the first.
+    local seen = {}
+    for i = 1, #ARGV do
+      if seen[ARGV[i]] then
+        answers[i], all = '0', false
+      end
+      seen[ARGV[i]] = true
+    end
+  end
   redis.call('HDEL', TASKS, unpack(ids))
   redis.call('HDEL', COUNTS, unpack(ids))
 end
-return #leases == #ARGV and 0 or table.concat(answers)
+return all and 0 or table.concat(answers)

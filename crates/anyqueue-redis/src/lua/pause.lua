@@ -7,5 +7,5 @@ else
   redis.call('HSET', QUEUE, 'paused', string.format('%.0f', ends))
 end
 redis.call('HDEL', QUEUE, 'bell')
-redis.call('PUBLISH', QUEUE, '')
+redis.pcall('PUBLISH', QUEUE, '')
 return 0

@@ -1,12 +1,13 @@
 -- ARGV: how many at most; after how many bytes to stop; the first priority and the end of the range, 4 bytes each, or
--- nothing for all.
+-- nothing for all; the number of the claim (8 bytes). That one is random and comes from the client: a server that restarts
+-- with older data must not give a number out again.
 --
--- Answers with milliseconds to wait if there is nothing (-1: nothing will come by itself), else with the number of the
--- claim, the present, a text with the counts of all (20 bytes each) if there are any, and of each task its place and itself.
+-- Answers with milliseconds to wait if there is nothing (-1: nothing will come by itself), else with the present, a text
+-- with the counts of all (20 bytes each) if there are any, and of each task its place and itself.
 local now = milliseconds()
 local state = redis.call('HMGET', QUEUE, 'paused', 'bell')
 
-local NOTHING = string.rep('\0', 20)
+local NOTHING, HEAD = string.rep('\0', 20), 34
 
 -- Leaves word that somebody waits, and wants to be rung for what comes before `bell`.
 local function wait_until(moment, bell)
@@ -60,10 +61,9 @@ if few > 1 then
   places = first(few)
 end
 
-local number = redis.call('HINCRBY', QUEUE, 'claim', 1)
-local claim = PADDING .. struct.pack('>I8', number)
+local claim = PADDING .. ARGV[5]
 local counted = redis.call('EXISTS', COUNTS) == 1
-local answer, leases, ends, soonest, losses = {number, now, ''}, {}, {}, NEVER, {}
+local answer, leases, ends, soonest, losses = {now, ''}, {}, {}, NEVER, {}
 local bytes, taken, unpacked, sub = 0, 0, struct.unpack, string.sub
 while #places > 0 do
   take(places)
@@ -75,14 +75,15 @@ while #places > 0 do
   local counts = counted and redis.call('HMGET', COUNTS, unpack(ids))
   for i = 1, #places do
     local task, at = tasks[i], places[i]
-    if task then
+    -- A damaged one is left where only an operator finds it.
+    if task and #task >= HEAD then
       local ttr = unpacked('>I4', task, 25)
       if not ends[ttr] then
         soonest = math.min(soonest, now + ttr)
         ends[ttr] = string.format('%.0f', now + ttr)
       end
       leases[2 * taken + 1], leases[2 * taken + 2] = ends[ttr], claim .. at
-      answer[2 * taken + 4], answer[2 * taken + 5] = at, task
+      answer[2 * taken + 3], answer[2 * taken + 4] = at, task
       bytes, taken = bytes + #task, taken + 1
       if counts then
         losses[taken] = counts[i] or NOTHING
@@ -97,7 +98,7 @@ end
 if taken > 0 then
   redis.call('ZADD', RESERVED, unpack(leases))
 end
-answer[3] = table.concat(losses)
+answer[2] = table.concat(losses)
 -- Who waits knows nothing of these leases: it must look when the first one ends.
 if state[2] and soonest < tonumber(state[2]) then
   ring(soonest)

@@ -16,7 +16,7 @@ local batch, some_delayed = string.sub(stamp, 1, 6), ARGV[2] == '1'
 local function announce(first)
   if number == 1 then
     -- The queue is new, or the server has lost it, and who waits with it: they may listen still.
-    redis.call('PUBLISH', QUEUE, '')
+    redis.pcall('PUBLISH', QUEUE, '')
   else
     ring(first)
   end
