@@ -23,7 +23,7 @@ use crate::script::Script;
 use crate::servers::{Request, Servers};
 
 /// Bytes that one request carries at most, unless a single task is larger.
-const REQUEST: usize = 8 << 20;
+pub(crate) const REQUEST: usize = 8 << 20;
 
 /// What a broker, its consumers and its settlers share.
 pub(crate) struct Shared {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyqueue_core::{Error, ErrorKind, Result};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, RedisConnectionInfo};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
@@ -93,7 +94,7 @@ impl Dial {
     async fn connect(&self, to: &Address, login: &Login, database: i64, rung: Option<UnboundedSender<PushInfo>>) -> Result<Link> {
         let failed = |e: std::io::Error| Error::unavailable(format!("{to} cannot be reached")).because(e);
         let stream = TcpStream::connect((to.host.as_str(), to.port)).await.map_err(failed)?;
-        stream.set_nodelay(true).map_err(failed)?;
+        stream.set_nodelay(true).and_then(|()| self.watch_over(&stream)).map_err(failed)?;
         let mut info =
             RedisConnectionInfo::default().set_db(database).set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
         if let Some(user) = &login.user {
@@ -116,6 +117,15 @@ impl Dial {
         let (connection, task) =
             MultiplexedConnection::new_with_config(&info, stream, config).await.map_err(|e| connecting(e, to))?;
         Ok(self.opened(connection, tokio::spawn(task).abort_handle()))
+    }
+
+    /// Has the system notice a network that swallows everything, on connections too that nobody asks for a sign of life.
+    fn watch_over(&self, stream: &TcpStream) -> std::io::Result<()> {
+        let (socket, liveness) = (SockRef::from(stream), self.config.liveness);
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(liveness).with_interval(liveness))?;
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_user_timeout(Some(liveness * 2))?;
+        Ok(())
     }
 
     fn opened(&self, connection: MultiplexedConnection, task: AbortHandle) -> Link {

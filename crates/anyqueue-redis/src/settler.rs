@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyqueue_core::{Envelope, Error, QueueName, Receipt, Result, Settlement, Settler, Touch, async_trait, time};
 use redis::Value;
 
-use crate::broker::{Shared, all_failed};
+use crate::broker::{REQUEST, Shared, all_failed};
 use crate::error::strange;
 use crate::layout::{Keys, Lease, Rest, lease, milliseconds};
 use crate::script::Script;
@@ -53,19 +53,33 @@ impl RedisSettler {
         word(settlement).1.map_or(Ok(()), |next| self.shared.check_times(next))
     }
 
-    /// Runs requests of up to [`MOST`] items: the answers, with the items' places in the batch.
+    /// Runs requests of up to [`MOST`] items and [`REQUEST`] bytes: the answers, with the items' places in the batch.
     async fn in_parts<'a, T, R: Future<Output = Result<Value>>>(
         &self,
         items: &'a [(usize, T)],
+        size: impl Fn(&T) -> usize,
         run: impl Fn(Vec<&'a T>) -> R,
     ) -> Vec<(usize, Result<()>)> {
         let mut answers = Vec::with_capacity(items.len());
-        for part in items.chunks(MOST) {
+        let mut left = items;
+        while !left.is_empty() {
+            let mut bytes = 0;
+            let fits = |(_, item): &&(usize, T)| {
+                bytes += size(item);
+                bytes <= REQUEST
+            };
+            let (part, rest) = left.split_at(left.iter().take(MOST).take_while(fits).count().max(1));
+            left = rest;
             let answer = run(part.iter().map(|(_, item)| item).collect()).await;
             answers.extend(part.iter().map(|(at, _)| *at).zip(spread(answer, part.len())));
         }
         answers
     }
+}
+
+/// How many bytes an item takes with it, about.
+fn weight((_, what): &(Lease, &Settlement)) -> usize {
+    word(what).1.map_or(0, |next| next.body.len())
 }
 
 /// What the script calls it, and what the task is to be.
@@ -104,8 +118,10 @@ impl Settler for RedisSettler {
             }
             answers.push(lease.map(drop));
         }
-        let (dones, others) =
-            tokio::join!(self.in_parts(&dones, |part| self.done(part)), self.in_parts(&others, |part| self.others(part)),);
+        let (dones, others) = tokio::join!(
+            self.in_parts(&dones, |_| 0, |part| self.done(part)),
+            self.in_parts(&others, weight, |part| self.others(part)),
+        );
         for (at, answer) in dones.into_iter().chain(others) {
             answers[at] = answer;
         }
@@ -124,13 +140,17 @@ impl Settler for RedisSettler {
             }
             answers.push(lease.map(drop));
         }
-        let touched = self.in_parts(&items, |part| {
-            self.shared.run(Script::Touch, &self.keys, move |request| {
-                for (lease, ttr) in part {
-                    request.arg(lease.as_slice()).arg(*ttr);
-                }
-            })
-        });
+        let touched = self.in_parts(
+            &items,
+            |_| 0,
+            |part| {
+                self.shared.run(Script::Touch, &self.keys, move |request| {
+                    for (lease, ttr) in part {
+                        request.arg(lease.as_slice()).arg(*ttr);
+                    }
+                })
+            },
+        );
         for (at, answer) in touched.await {
             answers[at] = answer;
         }
