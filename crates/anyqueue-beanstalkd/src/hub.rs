@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use anyqueue_core::{Clock, Delivery, Error, Figure, Moment, NativeFacts, QueueName, Result, time};
 use bytes::Bytes;
+use futures::future::join_all;
 use tokio::runtime::Handle;
 
 use crate::config::Config;
 use crate::error;
 use crate::feed::Feed;
-use crate::lease::{Lease, Leases};
+use crate::lease::{Counted, Lease, Leases};
 use crate::link::Link;
 use crate::request::Request;
 use crate::server::Server;
@@ -150,7 +151,8 @@ impl Hub {
     ) -> Delivery {
         let ttr = Duration::from_secs(job.ttr);
         let deadline = before + ttr;
-        let receipt = self.leases().grant(Lease { link, job: job.id, priority: job.priority, ttr, deadline });
+        let lease = Lease { link, job: job.id, priority: job.priority, ttr, deadline, counted: Counted::default() };
+        let receipt = self.leases().grant(lease);
         Delivery { receipt, queue: queue.clone(), raw, native: self.native(server, job), lease: ttr, deadline }
     }
 
@@ -165,17 +167,14 @@ impl Hub {
     }
 
     async fn release(&self, leases: Vec<Lease>) {
-        let mut requests: HashMap<u64, Request> = HashMap::new();
-        for lease in leases {
-            let release = Command::Release { id: lease.job, priority: lease.priority, delay: 0 };
-            requests.entry(lease.link).or_default().push(&release);
-        }
-        for (link, request) in requests {
+        let requests = releases(leases).into_iter();
+        let release = |(link, request): (u64, Request)| async move {
             if let Some(link) = self.link(link) {
                 // A connection that breaks gives back what it holds.
                 drop(self.call(&link, request).await);
             }
-        }
+        };
+        join_all(requests.map(release)).await;
     }
 
     /// Gives everything back and closes all connections.
@@ -213,14 +212,24 @@ impl Hub {
             let mut leases = self.leases();
             refused.iter().filter_map(|delivery| leases.take(&delivery.receipt, now)).collect()
         };
-        for lease in leases {
-            let release = Command::Release { id: lease.job, priority: lease.priority, delay: 0 };
-            if let Some(link) = self.link(lease.link) {
+        for (link, request) in releases(leases) {
+            if let Some(link) = self.link(link) {
                 // The answer changes nothing.
-                drop(link.submit(Request::of(&release)));
+                drop(link.submit(request));
             }
         }
     }
+}
+
+/// What puts jobs back at their places, by connection.
+fn releases(leases: Vec<Lease>) -> HashMap<u64, Request> {
+    let mut requests: HashMap<u64, Request> = HashMap::new();
+    for lease in leases {
+        let request = requests.entry(lease.link).or_default();
+        request.push(&Command::Release { id: lease.job, priority: lease.priority, delay: 0 });
+        request.keep(lease.counted);
+    }
+    requests
 }
 
 /// Seconds, rounded up: the server's step.

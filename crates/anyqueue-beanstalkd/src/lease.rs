@@ -4,6 +4,7 @@
 //! connection reserves a second time cannot be settled with the receipt of the first.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyqueue_core::{Moment, Receipt};
@@ -17,33 +18,39 @@ pub(crate) struct Lease {
     pub(crate) ttr: Duration,
     /// Past it nothing is sent any more.
     pub(crate) deadline: Moment,
+    pub(crate) counted: Counted,
 }
+
+/// Counts one job to its connection. Whoever ends a reservation keeps this until the answer is there: a connection that
+/// holds nothing may be let wait or closed at any moment, and neither must happen to a delete that is on its way.
+#[derive(Debug, Clone, Default)]
+#[allow(dead_code, reason = "it is there to be counted")]
+pub(crate) struct Counted(Option<Arc<()>>);
 
 /// All reservations, by their numbers.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     by_tag: HashMap<u64, Lease>,
     by_job: HashMap<(u64, u64), u64>,
-    held: HashMap<u64, usize>,
+    held: HashMap<u64, Arc<()>>,
     last: u64,
     swept: Moment,
 }
 
 impl Leases {
     /// Notes a reservation. An earlier one of the same job on the same connection has ended.
-    pub(crate) fn grant(&mut self, lease: Lease) -> Receipt {
+    pub(crate) fn grant(&mut self, mut lease: Lease) -> Receipt {
         self.last += 1;
         let (link, job, tag) = (lease.link, lease.job, self.last);
         if let Some(earlier) = self.by_job.insert((link, job), tag) {
             self.by_tag.remove(&earlier);
-        } else {
-            *self.held.entry(link).or_default() += 1;
         }
+        lease.counted = Counted(Some(self.held.entry(link).or_default().clone()));
         self.by_tag.insert(tag, lease);
         Receipt::new(link, tag)
     }
 
-    /// Ends a reservation, if it still holds.
+    /// Ends a reservation, if it still holds. Its job counts to the connection until the lease is dropped.
     pub(crate) fn take(&mut self, receipt: &Receipt, now: Moment) -> Option<Lease> {
         self.by_tag.get(&receipt.tag).filter(|lease| lease.link == receipt.epoch)?;
         self.remove(receipt.tag).filter(|lease| now < lease.deadline)
@@ -54,7 +61,6 @@ impl Leases {
         // Its connection may have ended meanwhile, or reserved the job anew.
         if self.held.contains_key(&lease.link) && !self.by_job.contains_key(&(lease.link, lease.job)) {
             self.by_job.insert((lease.link, lease.job), receipt.tag);
-            *self.held.entry(lease.link).or_default() += 1;
             self.by_tag.insert(receipt.tag, lease);
         }
     }
@@ -74,15 +80,12 @@ impl Leases {
     fn remove(&mut self, tag: u64) -> Option<Lease> {
         let lease = self.by_tag.remove(&tag)?;
         self.by_job.remove(&(lease.link, lease.job));
-        if let Some(held) = self.held.get_mut(&lease.link) {
-            *held -= 1;
-        }
         Some(lease)
     }
 
-    /// How many jobs a connection holds.
+    /// How many jobs a connection holds, those included that are being settled.
     pub(crate) fn held(&self, link: u64) -> usize {
-        self.held.get(&link).copied().unwrap_or_default()
+        self.held.get(&link).map_or(0, |counted| Arc::strong_count(counted) - 1)
     }
 
     /// Forgets what a connection held that is no more.
@@ -127,7 +130,7 @@ mod tests {
     }
 
     fn lease(link: u64, job: u64) -> Lease {
-        Lease { link, job, priority: 0, ttr: Duration::from_secs(10), deadline: at(10) }
+        Lease { link, job, priority: 0, ttr: Duration::from_secs(10), deadline: at(10), counted: Counted::default() }
     }
 
     #[test]
@@ -140,6 +143,18 @@ mod tests {
         assert!(leases.get(&second, at(9)).is_some() && leases.get(&second, at(10)).is_none());
         assert_eq!(leases.take(&second, at(0)).map(|lease| lease.job), Some(7));
         assert_eq!((leases.take(&second, at(0)).is_some(), leases.held(1)), (false, 0));
+    }
+
+    #[test]
+    fn a_job_counts_to_its_connection_until_its_end_is_answered() {
+        let mut leases = Leases::default();
+        let receipt = leases.grant(lease(1, 7));
+        let settling = leases.take(&receipt, at(0)).unwrap();
+        assert_eq!((leases.get(&receipt, at(0)).is_some(), leases.held(1)), (false, 1));
+        leases.restore(&receipt, settling);
+        assert_eq!((leases.get(&receipt, at(0)).is_some(), leases.held(1)), (true, 1));
+        drop(leases.take(&receipt, at(0)));
+        assert_eq!(leases.held(1), 0);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::error;
-use crate::request::{Request, Selection};
+use crate::request::{Request, Selection, Written};
 use crate::wire::{Command, Reply, decode};
 
 /// How often silence is looked for.
@@ -62,14 +62,11 @@ struct State {
     dead: Option<Error>,
 }
 
-/// A request whose answers are not all here.
+/// A request whose answers are not all here. Those to commands that chose tubes are checked and not handed on.
 #[derive(Debug)]
 struct Due {
-    /// Answers to commands that chose tubes: checked and not handed on.
-    choosing: usize,
-    left: usize,
+    of: Written,
     replies: Vec<Reply>,
-    wait: Duration,
     tell: Option<oneshot::Sender<Result<Vec<Reply>>>>,
 }
 
@@ -117,8 +114,8 @@ impl Link {
             state.moved = Instant::now();
         }
         let State { out, selection, due, .. } = &mut *state;
-        let (choosing, left, wait) = request.write(selection, out);
-        due.push_back(Due { choosing, left, wait, replies: Vec::with_capacity(left), tell: Some(tell) });
+        let of = request.write(selection, out);
+        due.push_back(Due { replies: Vec::with_capacity(of.left), of, tell: Some(tell) });
         if let Err(e) = self.inner.flush(&mut state) {
             drop(state);
             self.inner.die(&error::io(e, &self.inner.server));
@@ -234,8 +231,8 @@ impl Inner {
         state.moved = Instant::now();
         while let Some(reply) = decode(buffer).map_err(|e| error::malformed(&e, &self.server))? {
             let due = state.due.front_mut().ok_or_else(|| error::unexpected(&reply, "nothing"))?;
-            if due.choosing > 0 {
-                due.choosing -= 1;
+            if due.of.choosing > 0 {
+                due.of.choosing -= 1;
                 if !matches!(reply, Reply::Using(_) | Reply::Watching(_)) {
                     // What follows would go to another tube than meant.
                     return Err(error::unexpected(&reply, "use"));
@@ -243,8 +240,8 @@ impl Inner {
                 continue;
             }
             due.replies.push(reply);
-            due.left -= 1;
-            if due.left == 0
+            due.of.left -= 1;
+            if due.of.left == 0
                 && let Some(Due { tell: Some(tell), replies, .. }) = state.due.pop_front()
             {
                 drop(tell.send(Ok(replies)));
@@ -257,12 +254,12 @@ impl Inner {
     fn listen(&self) -> Result<()> {
         let mut state = self.state();
         let silence = state.moved.elapsed();
-        match state.due.front().map(|due| due.wait) {
+        match state.due.front().map(|due| due.of.wait) {
             Some(wait) if silence > self.patience + wait => Err(error::silent(&self.server, silence.as_secs())),
             None if silence > QUIET => {
                 let State { out, selection, due, .. } = &mut *state;
-                let (choosing, left, wait) = Request::of(&Command::ListTubeUsed).write(selection, out);
-                due.push_back(Due { choosing, left, wait, replies: Vec::new(), tell: None });
+                let of = Request::of(&Command::ListTubeUsed).write(selection, out);
+                due.push_back(Due { of, replies: Vec::new(), tell: None });
                 state.moved = Instant::now();
                 self.flush(&mut state).map_err(|e| error::io(e, &self.server))
             }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
+use crate::lease::Counted;
 use crate::tubes::Tube;
 use crate::wire::Command;
 
@@ -30,6 +31,20 @@ pub(crate) struct Request {
     used: Option<(Tube, Tube)>,
     watched: Option<Vec<Tube>>,
     wait: Duration,
+    counted: Vec<Counted>,
+}
+
+/// What is to be kept of a request until it is answered.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// Answers to what chose the tubes.
+    pub(crate) choosing: usize,
+    /// Answers to the request itself.
+    pub(crate) left: usize,
+    /// How long they may take.
+    pub(crate) wait: Duration,
+    /// The jobs that stay counted to the connection until then.
+    pub(crate) _counted: Vec<Counted>,
 }
 
 impl Request {
@@ -77,6 +92,11 @@ impl Request {
         self.push(command)
     }
 
+    /// Has a job count to the connection until all is answered, even if nobody waits for the answer any more.
+    pub(crate) fn keep(&mut self, counted: Counted) {
+        self.counted.push(counted);
+    }
+
     /// Sets the tubes that the request's reserves take from.
     pub(crate) fn watching(mut self, tubes: Vec<Tube>) -> Self {
         self.watched = Some(tubes);
@@ -89,9 +109,8 @@ impl Request {
         self
     }
 
-    /// Writes it, preceded by what chooses its tubes: how many answers belong to that, how many to the request, and how
-    /// long they may take.
-    pub(crate) fn write(self, selection: &mut Selection, out: &mut BytesMut) -> (usize, usize, Duration) {
+    /// Writes it, preceded by what chooses its tubes.
+    pub(crate) fn write(self, selection: &mut Selection, out: &mut BytesMut) -> Written {
         let mut choosing = Self::default();
         if let Some((first, last)) = self.used {
             if selection.used != first {
@@ -111,7 +130,7 @@ impl Request {
         }
         out.extend_from_slice(&choosing.bytes);
         out.extend_from_slice(&self.bytes);
-        (choosing.replies, self.replies, self.wait)
+        Written { choosing: choosing.replies, left: self.replies, wait: self.wait, _counted: self.counted }
     }
 }
 
@@ -121,7 +140,7 @@ mod tests {
 
     fn written(request: Request, selection: &mut Selection) -> (usize, usize, String) {
         let mut out = BytesMut::new();
-        let (choosing, left, _) = request.write(selection, &mut out);
+        let Written { choosing, left, .. } = request.write(selection, &mut out);
         (choosing, left, String::from_utf8_lossy(&out).into_owned())
     }
 

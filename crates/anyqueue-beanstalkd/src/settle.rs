@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyqueue_core::time::{MAX_TTR, check_ttr};
 use anyqueue_core::{Effect, Envelope, Error, Moment, Receipt, Result, Settlement, Settler, Touch, async_trait};
 
+use futures::future::join_all;
+
 use crate::error;
 use crate::hub::{Hub, check, seconds};
 use crate::lease::Lease;
@@ -61,10 +63,11 @@ impl BeanstalkdSettler {
         }
     }
 
-    /// What is asked of one connection: everything that needs no second step, and the first steps of the others.
-    fn first_steps(&self, items: &[Item<'_>]) -> (Request, Vec<usize>) {
-        let mut request = Request::default();
-        let places = items.iter().map(|Item { lease, what, .. }| match what {
+    /// What is asked of one connection: everything that needs no second step, and the first steps of the others. Items
+    /// whose time is over have no place in it.
+    fn first_steps(&self, items: &[Item<'_>]) -> (Request, Vec<Option<usize>>) {
+        let (now, mut request) = (self.hub.clock.now(), Request::default());
+        let mut place = |Item { lease, what, .. }: &Item<'_>| match what {
             Settlement::Done => request.push(&Command::Delete(lease.job)),
             Settlement::Release(next) => {
                 request.push(&Command::Release { id: lease.job, priority: next.priority, delay: seconds(next.delay) })
@@ -72,8 +75,9 @@ impl BeanstalkdSettler {
             Settlement::Retry(next) => request.push_to(self.tubes.of(next.priority), &put(next, next.priority)),
             // All held tasks have one priority: then they stand in the order in which they were held.
             Settlement::Hold(next, _) => request.push_to(&self.tubes.held, &put(next, 0)),
-        });
-        let places = places.collect();
+        };
+        let places = items.iter().map(|item| (now < item.lease.deadline).then(|| place(item))).collect();
+        items.iter().for_each(|item| request.keep(item.lease.counted.clone()));
         (request, places)
     }
 
@@ -83,38 +87,53 @@ impl BeanstalkdSettler {
             Ok(replies) => replies,
             Err(e) => return items.iter().map(|item| (item.at, Err(e.duplicate()))).collect(),
         };
-        let (mut answers, mut copied, mut removes) = (Vec::with_capacity(items.len()), Vec::new(), Request::default());
+        let (mut answers, mut copied) = (Vec::with_capacity(items.len()), Vec::new());
         for (item, place) in items.iter().zip(places) {
-            match (item.what, &replies[place]) {
+            let Some(reply) = place.map(|place| &replies[place]) else {
+                answers.push((item.at, Err(Error::lease_lost())));
+                continue;
+            };
+            match (item.what, reply) {
                 (Settlement::Done, Reply::Deleted) | (Settlement::Release(_), Reply::Released) => answers.push((item.at, Ok(()))),
                 (Settlement::Done | Settlement::Release(_), Reply::NotFound) => {
                     answers.push((item.at, Err(Error::lease_lost())));
                 }
-                // Confirmed first, removed second: a crash in between makes a duplicate, never a loss.
-                (Settlement::Retry(_) | Settlement::Hold(..), Reply::Inserted(_)) => {
-                    removes.push(&Command::Delete(item.lease.job));
-                    copied.push(item.at);
-                }
+                (Settlement::Retry(_) | Settlement::Hold(..), Reply::Inserted(_)) => copied.push(item),
                 (Settlement::Retry(_) | Settlement::Hold(..), Reply::Buried(Some(copy))) => {
                     self.hub.unbury(link, *copy);
-                    answers.push((item.at, Err(error::unexpected(&replies[place], "put"))));
+                    answers.push((item.at, Err(error::unexpected(reply, "put"))));
                 }
                 (_, other) => answers.push((item.at, Err(error::unexpected(other, "settle")))),
             }
         }
-        let removed = self.hub.call(link, removes).await;
-        answers.extend(copied.into_iter().enumerate().map(|(nth, at)| (at, removed_one(&removed, nth))));
+        answers.extend(self.remove(link, copied).await);
         answers
     }
 
+    /// Removes tasks whose copies are written. Confirmed first, removed second: a crash in between makes a duplicate, never
+    /// a loss.
+    async fn remove(&self, link: &Link, copied: Vec<&Item<'_>>) -> Vec<(usize, Result<()>)> {
+        let (now, mut request) = (self.hub.clock.now(), Request::default());
+        let mut place = |item: &Item<'_>| {
+            request.keep(item.lease.counted.clone());
+            request.push(&Command::Delete(item.lease.job))
+        };
+        let places: Vec<_> = copied.iter().map(|item| (now < item.lease.deadline).then(|| place(item))).collect();
+        let removed = self.hub.call(link, request).await;
+        let one = |(item, place): (&Item<'_>, Option<usize>)| (item.at, removed_one(&removed, place));
+        copied.into_iter().zip(places).map(one).collect()
+    }
+
     async fn touch_on(&self, link: &Link, items: &[(usize, &Touch, Lease)]) -> Vec<(usize, Result<Duration>)> {
-        let request = Request::all(items.iter().map(|(_, _, lease)| Command::Touch(lease.job)));
         let before = self.hub.clock.now();
+        // One whose time is over meanwhile is answered as lost by the caller.
+        let items: Vec<_> = items.iter().filter(|(_, _, lease)| before < lease.deadline).collect();
+        let request = Request::all(items.iter().map(|(_, _, lease)| Command::Touch(lease.job)));
         let replies = match self.hub.call(link, request).await {
             Ok(replies) => replies,
             Err(e) => return items.iter().map(|(at, _, _)| (*at, Err(e.duplicate()))).collect(),
         };
-        let one = |((at, touch, lease), reply): (&(usize, &Touch, Lease), Reply)| {
+        let one = |((at, touch, lease), reply): (&&(usize, &Touch, Lease), Reply)| {
             let answer = match reply {
                 Reply::Touched => Ok(self.touched(touch, lease, before)),
                 Reply::NotFound => Err(Error::lease_lost()),
@@ -162,15 +181,16 @@ fn is_untouched(answer: &Result<()>) -> bool {
     answer.as_ref().is_err_and(|e| !e.is_lease_lost() && e.effect() == Effect::None)
 }
 
-fn removed_one(removed: &Result<Vec<Reply>>, nth: usize) -> Result<()> {
-    match removed {
-        Ok(replies) => match &replies[nth] {
+/// What became of a task whose copy is written. If it is not ours any more, the copy stays: better twice than not at all.
+fn removed_one(removed: &Result<Vec<Reply>>, place: Option<usize>) -> Result<()> {
+    match (removed, place) {
+        (_, None) => Err(Error::lease_lost().effect_unknown()),
+        (Ok(replies), Some(place)) => match &replies[place] {
             Reply::Deleted => Ok(()),
-            // The copy is written all the same: better twice than not at all.
             Reply::NotFound => Err(Error::lease_lost().effect_unknown()),
             other => Err(error::unexpected(other, "delete").effect_unknown()),
         },
-        Err(e) => Err(e.duplicate().effect_unknown()),
+        (Err(e), Some(_)) => Err(e.duplicate().effect_unknown()),
     }
 }
 
@@ -193,11 +213,14 @@ impl Settler for BeanstalkdSettler {
         if self.hub.is_closed() {
             answers.iter_mut().for_each(|answer| *answer = Err(error::closed()));
         } else {
-            for (link, items) in self.by_link(batch, &mut answers) {
-                let settled = match self.hub.link(link) {
-                    Some(link) => self.settle_on(&link, &items).await,
-                    None => items.iter().map(|item| (item.at, Err(Error::lease_lost()))).collect(),
-                };
+            let by_link: Vec<(u64, Vec<Item<'_>>)> = self.by_link(batch, &mut answers).into_iter().collect();
+            let settle = async |(link, items): &(u64, Vec<Item<'_>>)| match self.hub.link(*link) {
+                Some(link) => self.settle_on(&link, items).await,
+                None => items.iter().map(|item| (item.at, Err(Error::lease_lost()))).collect(),
+            };
+            // All connections are written to before any answer is waited for: one that is slow costs the others no time.
+            let settled = join_all(by_link.iter().map(settle)).await;
+            for ((_, items), settled) in by_link.into_iter().zip(settled) {
                 self.restore_failed(batch, items, &settled);
                 settled.into_iter().for_each(|(at, answer)| answers[at] = answer);
             }
@@ -221,10 +244,12 @@ impl Settler for BeanstalkdSettler {
                 }
             }
         }
-        for (link, items) in by_link {
-            if let Some(link) = self.hub.link(link) {
-                self.touch_on(&link, &items).await.into_iter().for_each(|(at, answer)| answers[at] = answer);
-            }
+        let touch = async |(link, items): (&u64, &Vec<_>)| match self.hub.link(*link) {
+            Some(link) => self.touch_on(&link, items).await,
+            None => Vec::new(),
+        };
+        for (at, answer) in join_all(by_link.iter().map(touch)).await.into_iter().flatten() {
+            answers[at] = answer;
         }
         let named = |e: Error| e.during("touch").with("queue", &self.tubes.queue);
         answers.into_iter().map(|answer| answer.map_err(named)).collect()

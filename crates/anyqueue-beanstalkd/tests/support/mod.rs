@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use anyqueue_core::{
@@ -108,34 +108,54 @@ impl Plain {
     }
 }
 
-/// A server that answers from a script: each command's first word has its answers, the last of which is repeated.
+/// A server that answers from a script: each command's first word has its answers, the last of which is repeated. One
+/// that begins with `later: ` is given once `open` is called.
 pub(crate) struct Fake {
     pub(crate) address: SocketAddr,
-    pub(crate) heard: Arc<Mutex<Vec<String>>>,
+    heard: Arc<Heard>,
+}
+
+/// What a server heard, each line with its connection's number, and whether it may give the answers it keeps back.
+#[derive(Default)]
+struct Heard {
+    lines: Mutex<Vec<(usize, String)>>,
+    is_open: Mutex<bool>,
+    opened: Condvar,
 }
 
 impl Fake {
     pub(crate) fn start(script: &[(&str, &[&str])]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (address, heard) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
+        let (address, heard) = (listener.local_addr().unwrap(), Arc::new(Heard::default()));
         let own = |(word, answers): &(&str, &[&str])| (word.to_string(), answers.iter().map(|a| a.to_string()).collect());
         let script: Vec<(String, VecDeque<String>)> = script.iter().map(own).collect();
         let (script, noted) = (Arc::new(Mutex::new(script)), heard.clone());
         std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
+            for (number, stream) in listener.incoming().map_while(Result::ok).enumerate() {
                 let (script, noted) = (script.clone(), noted.clone());
-                std::thread::spawn(move || answer(stream, &script, &noted));
+                std::thread::spawn(move || answer(number, stream, &script, &noted));
             }
         });
         Self { address, heard }
     }
 
     pub(crate) fn heard(&self, command: &str) -> bool {
-        self.heard.lock().unwrap().iter().any(|line| line == command)
+        self.lines().iter().any(|(_, line)| line == command)
+    }
+
+    /// All that was heard, with the numbers of the connections.
+    pub(crate) fn lines(&self) -> Vec<(usize, String)> {
+        self.heard.lines.lock().unwrap().clone()
+    }
+
+    /// Gives the answers that were kept back.
+    pub(crate) fn open(&self) {
+        *self.heard.is_open.lock().unwrap() = true;
+        self.heard.opened.notify_all();
     }
 }
 
-fn answer(stream: TcpStream, script: &Mutex<Vec<(String, VecDeque<String>)>>, heard: &Mutex<Vec<String>>) -> Option<()> {
+fn answer(number: usize, stream: TcpStream, script: &Mutex<Vec<(String, VecDeque<String>)>>, heard: &Heard) -> Option<()> {
     let mut input = BufReader::new(stream);
     loop {
         let mut line = String::new();
@@ -159,14 +179,23 @@ fn answer(stream: TcpStream, script: &Mutex<Vec<(String, VecDeque<String>)>>, he
             "use" | "list-tube-used" => format!("USING {tube}"),
             "watch" | "ignore" => "WATCHING 1".into(),
             "stats" => with_body("---\nversion: \"1.12\"\nmax-job-size: 65535\nbinlog-current-index: 1\ndraining: false\n"),
-            "reserve-with-timeout" => "TIMED_OUT".into(),
+            "reserve-with-timeout" => {
+                // Not at once, or whoever waits would ask as fast as it can.
+                std::thread::sleep(Duration::from_millis(if line.ends_with(" 0") { 0 } else { 10 }));
+                "TIMED_OUT".into()
+            }
             "delete" => "DELETED".into(),
             "release" => "RELEASED".into(),
             "touch" => "TOUCHED".into(),
             _ => "NOT_FOUND".into(),
         };
-        heard.lock().unwrap().push(line);
-        input.get_mut().write_all(format!("{}\r\n", scripted.unwrap_or(usual)).as_bytes()).ok()?;
+        heard.lines.lock().unwrap().push((number, line));
+        let mut answer = scripted.unwrap_or(usual);
+        if let Some(later) = answer.strip_prefix("later: ") {
+            drop(heard.opened.wait_while(heard.is_open.lock().unwrap(), |open| !*open).unwrap());
+            answer = later.to_owned();
+        }
+        input.get_mut().write_all(format!("{answer}\r\n").as_bytes()).ok()?;
     }
 }
 
