@@ -57,7 +57,7 @@ struct State {
     out: BytesMut,
     due: VecDeque<Due>,
     selection: Selection,
-    /// When bytes last went through, or an answer first became due.
+    /// When the server last gave a sign of life, or an answer first became due.
     moved: Instant,
     dead: Option<Error>,
 }
@@ -89,7 +89,7 @@ impl Link {
         };
         let (input, output) = stream.into_split();
         let inner = Arc::new(Inner { server, output, patience, state: Mutex::new(state), more_to_write: Notify::new() });
-        let (run, ended) = (inner.clone(), Ended(Some(ended)));
+        let (run, ended) = (inner.clone(), Ended(inner.clone(), Some(ended)));
         let io = runtime.spawn(async move {
             let _ended = ended;
             let error = run.io(input).await;
@@ -138,12 +138,14 @@ impl Link {
     }
 }
 
-/// Calls back when the connection's task ends, in whatever way.
-struct Ended<F: FnOnce()>(Option<F>);
+/// Calls back when the connection's task ends, in whatever way: a runtime that is shut down just drops it, and nobody
+/// would ever answer those who wait.
+struct Ended<F: FnOnce()>(Arc<Inner>, Option<F>);
 
 impl<F: FnOnce()> Drop for Ended<F> {
     fn drop(&mut self) {
-        if let Some(call) = self.0.take() {
+        self.0.die(&error::closed());
+        if let Some(call) = self.1.take() {
             call();
         }
     }
@@ -170,10 +172,7 @@ impl Inner {
     fn flush(&self, state: &mut State) -> io::Result<()> {
         while !state.out.is_empty() {
             match self.output.try_write(&state.out) {
-                Ok(count) => {
-                    state.out.advance(count);
-                    state.moved = Instant::now();
-                }
+                Ok(count) => state.out.advance(count),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.more_to_write.notify_one();
                     break;
@@ -182,6 +181,17 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// Writes on after the socket was full: the server's machine has taken something. Only then is a write a sign of
+    /// life, since a socket that is not full takes bytes for a dead one too.
+    fn go_on(&self, state: &mut State) -> io::Result<()> {
+        let before = state.out.len();
+        let flushed = self.flush(state);
+        if state.out.len() < before {
+            state.moved = Instant::now();
+        }
+        flushed
     }
 
     /// Fails all that is under way.
@@ -215,7 +225,7 @@ impl Inner {
                     Err(e) => Err(error::io(e, &self.server)),
                 },
                 ready = self.output.writable(), if writing => {
-                    ready.and_then(|()| self.flush(&mut self.state())).map_err(|e| error::io(e, &self.server))
+                    ready.and_then(|()| self.go_on(&mut self.state())).map_err(|e| error::io(e, &self.server))
                 }
                 () = self.more_to_write.notified() => Ok(()),
                 _ = ticks.tick() => self.listen(),
@@ -265,5 +275,57 @@ impl Inner {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    use anyqueue_core::ErrorKind;
+
+    use super::*;
+
+    /// A connection to a server that takes all it is sent and never answers.
+    async fn to_a_mute(runtime: &Handle) -> Link {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut mute, _) = listener.accept().unwrap();
+        std::thread::spawn(move || while mute.read(&mut [0; 1024]).is_ok_and(|count| count > 0) {});
+        Link::new(runtime, 1, "mute".into(), stream, Duration::from_secs(1), || ())
+    }
+
+    fn word() -> Request {
+        Request::of(&Command::ListTubeUsed)
+    }
+
+    #[tokio::test]
+    async fn silence_is_noticed_however_much_is_written() {
+        let link = to_a_mute(&Handle::current()).await;
+        let mut first = link.submit(word()).unwrap();
+        let begun = Instant::now();
+        let error = loop {
+            match tokio::time::timeout(Duration::from_millis(20), &mut first).await {
+                Ok(answer) => break answer.unwrap().unwrap_err(),
+                Err(_) => drop(link.submit(word()).unwrap()),
+            }
+            assert!(begun.elapsed() < Duration::from_secs(4), "not noticed");
+        };
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+    }
+
+    #[test]
+    fn a_runtime_that_ends_leaves_nobody_waiting() {
+        let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (home, guest) = (runtime(), runtime());
+        let link = home.block_on(to_a_mute(home.handle()));
+        let under_way = link.submit(word()).unwrap();
+        drop(home);
+        guest.block_on(async {
+            assert_eq!(answered(under_way).await.unwrap_err().kind(), ErrorKind::Closed);
+            let late = tokio::time::timeout(Duration::from_secs(3), link.call(word())).await.expect("no endless wait");
+            assert_eq!(late.unwrap_err().kind(), ErrorKind::Closed);
+        });
     }
 }
