@@ -80,8 +80,9 @@ async fn peek(hub: &Hub, tubes: &Tubes, state: State, limit: usize) -> Result<Ve
     if state == State::Held || limit == 0 {
         return if limit == 0 { Ok(Vec::new()) } else { Ok(hub.page(tubes, None, limit).await?.tasks) };
     }
+    let (live, missing) = hub.live_of_all().await?;
     let mut all: Vec<Peeked> = Vec::new();
-    for (server, link) in hub.live().await? {
+    for (server, link) in live {
         let counts = hub.count(&link, tubes.open()).await?;
         let one = |count: &Count| match state {
             State::Ready => count.ready,
@@ -103,7 +104,7 @@ async fn peek(hub: &Hub, tubes: &Tubes, state: State, limit: usize) -> Result<Ve
     // Each server's are in order; of several servers' the more urgent or sooner ones come first.
     all.sort_by_key(|task| if state == State::Ready { (task.native.priority, None) } else { (None, task.remaining) });
     all.truncate(limit);
-    Ok(all)
+    if all.is_empty() { missing.map(|()| all) } else { Ok(all) }
 }
 
 fn facts(hub: &Hub, tubes: &Tubes, id: TaskId, found: Found) -> Option<TaskInfo> {
@@ -145,12 +146,16 @@ fn is_near(sent: SystemTime, now: SystemTime, age: u64) -> bool {
 
 async fn delete(hub: &Hub, tubes: &Tubes, ids: &[TaskId]) -> Result<Vec<Result<()>>> {
     let mut found: HashMap<TaskId, (Arc<Link>, Found)> = HashMap::new();
-    for (server, link) in hub.live().await? {
+    let (live, unasked) = hub.live_of_all().await?;
+    for (server, link) in live {
         let missing: HashSet<TaskId> = ids.iter().filter(|id| !found.contains_key(id)).copied().collect();
         found.extend(hub.find(server, &link, tubes, missing).await?.into_iter().map(|(id, job)| (id, (link.clone(), job))));
     }
     let busy = |id| Error::new(ErrorKind::Busy, format!("task {id} is reserved by a worker; delete it once its lease has ended"));
-    let missing = |id| Error::new(ErrorKind::NotFound, format!("there is no task {id}"));
+    let missing = |id| match &unasked {
+        Ok(()) => Error::new(ErrorKind::NotFound, format!("there is no task {id}")),
+        Err(e) => e.duplicate(),
+    };
     let mut answers = Vec::with_capacity(ids.len());
     for id in ids {
         let answer = match found.remove(id) {
@@ -168,8 +173,9 @@ async fn delete(hub: &Hub, tubes: &Tubes, ids: &[TaskId]) -> Result<Vec<Result<(
 }
 
 async fn purge(hub: &Hub, tubes: &Tubes, states: &[State]) -> Result<u64> {
+    let (live, missing) = hub.live_of_all().await?;
     let mut removed = 0;
-    for (server, link) in hub.live().await? {
+    for (server, link) in live {
         let counts = hub.count(&link, tubes.all()).await?;
         for (tube, count) in tubes.all().zip(&counts) {
             let companion = *tube == tubes.held;
@@ -189,7 +195,7 @@ async fn purge(hub: &Hub, tubes: &Tubes, states: &[State]) -> Result<u64> {
             }
         }
     }
-    Ok(removed)
+    if removed == 0 { missing.map(|()| 0) } else { Ok(removed) }
 }
 
 async fn drain(hub: &Hub, own: &Link, tube: &crate::tubes::Tube, most: u64) -> Result<u64> {
@@ -214,12 +220,13 @@ impl Admin for Beanstalkd {
 
     async fn info(&self, queue: &QueueName, id: TaskId) -> Result<Option<TaskInfo>> {
         self.on(queue, "info", async |hub, tubes| {
-            for (server, link) in hub.live().await? {
+            let (live, missing) = hub.live_of_all().await?;
+            for (server, link) in live {
                 if let Some(found) = hub.find(server, &link, tubes, HashSet::from([id])).await?.remove(&id) {
                     return Ok(facts(hub, tubes, id, found));
                 }
             }
-            Ok(None)
+            missing.map(|()| None)
         })
         .await
     }

@@ -73,6 +73,14 @@ pub(crate) fn silent(server: &str, seconds: u64) -> Error {
     Error::new(ErrorKind::Timeout, format!("beanstalkd at {server} has been silent for {seconds} s; the connection is given up"))
 }
 
+/// One of several servers could not be asked, and the others know of nothing.
+pub(crate) fn not_asked(server: &str, why: &Error) -> Error {
+    let text = format!(
+        "beanstalkd at {server} does not answer, and the other servers have nothing of the kind; ask again when it is back"
+    );
+    Error::unavailable(text).because(why.duplicate())
+}
+
 /// A handle that was closed.
 pub(crate) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "this broker was closed; connect again")

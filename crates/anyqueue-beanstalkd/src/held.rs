@@ -29,9 +29,13 @@ impl Hub {
     /// A page of held tasks. Its place in the list is the server's place in the URL and the number of its last job.
     pub(crate) async fn page(&self, tubes: &Tubes, after: Option<&str>, limit: usize) -> Result<Page> {
         let (first, last) = place(after)?;
+        let (live, missing) = self.live_of_all().await?;
         let mut page = Page::default();
-        for (at, server) in self.servers.iter().enumerate().skip(first) {
-            let Ok(link) = server.asking().await else { continue };
+        let place = |server: &Arc<Server>| self.servers.iter().position(|other| Arc::ptr_eq(other, server)).unwrap_or_default();
+        for (at, server, link) in live.into_iter().map(|(server, link)| (place(server), server, link)) {
+            if at < first {
+                continue;
+            }
             let after = if at == first { last } else { 0 };
             let (held, buried) = self.count_held(&link, tubes).await?;
             let all = self.count_all(&link, tubes).await?;
@@ -49,19 +53,20 @@ impl Hub {
                 break;
             }
         }
-        Ok(page)
+        if page.tasks.is_empty() { missing.map(|()| page) } else { Ok(page) }
     }
 
     pub(crate) async fn kick(&self, tubes: &Tubes, which: &Which) -> Result<u64> {
         let mut kicked = 0;
-        for (server, asking) in self.live().await? {
+        let (live, missing) = self.live_of_all().await?;
+        for (server, asking) in live {
             kicked += match which {
                 Which::Ids(ids) => self.kick_ids(server, &asking, tubes, ids).await?,
                 Which::First(most) => self.kick_first(server, &asking, tubes, *most - kicked).await?,
                 Which::All => self.kick_first(server, &asking, tubes, u64::MAX).await?,
             };
         }
-        Ok(kicked)
+        if kicked == 0 { missing.map(|()| 0) } else { Ok(kicked) }
     }
 
     async fn kick_ids(&self, server: &Server, asking: &Arc<Link>, tubes: &Tubes, ids: &[TaskId]) -> Result<u64> {

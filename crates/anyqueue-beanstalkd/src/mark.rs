@@ -28,19 +28,27 @@ fn put(body: &str, priority: u32) -> Command<'_> {
     Command::Put { priority, delay: 0, ttr: DEFAULT_TTR.as_secs() as u32, body: body.as_bytes() }
 }
 
+/// A server that answers, and the connection to ask it on.
+pub(crate) type Live<'a> = (&'a Arc<Server>, Arc<Link>);
+
 impl Hub {
     /// The servers that answer, and the connections to ask them on. An error if there is none.
-    pub(crate) async fn live(&self) -> Result<Vec<(&Arc<Server>, Arc<Link>)>> {
-        let (mut live, mut failed) = (Vec::new(), None);
+    pub(crate) async fn live(&self) -> Result<Vec<Live<'_>>> {
+        Ok(self.live_of_all().await?.0)
+    }
+
+    /// The servers that answer, and what is to be said where these know of nothing: that others could not be asked.
+    pub(crate) async fn live_of_all(&self) -> Result<(Vec<Live<'_>>, Result<()>)> {
+        let (mut live, mut missing) = (Vec::new(), Ok(()));
         for server in &self.servers {
             match server.asking().await {
                 Ok(link) => live.push((server, link)),
-                Err(e) => failed = Some(e),
+                Err(e) => missing = Err((server, e)),
             }
         }
-        match failed {
-            Some(e) if live.is_empty() => Err(e),
-            _ => Ok(live),
+        match missing {
+            Err((_, e)) if live.is_empty() => Err(e),
+            missing => Ok((live, missing.map_err(|(server, e)| error::not_asked(&server.address, &e)))),
         }
     }
 

@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use anyqueue_core::{Accepted, Defaults, Incoming, Settlement, Severity, State, Which};
+use anyqueue_core::{Accepted, Defaults, ErrorKind, Figure, Incoming, Settlement, Severity, State, Which};
 use anyqueue_testkit::servers::beanstalkd;
 use anyqueue_testkit::{Process, Sample, Server};
 use support::*;
@@ -111,11 +111,7 @@ async fn one_dead_server_of_two_does_not_keep_us_from_connecting_but_two_do() {
     let (a, b, url) = two().await;
     b.kill().await.unwrap();
     let broker = connect(&url).await.unwrap();
-    assert_eq!(
-        broker.admin().stats(&queue("q")).await.unwrap().ready,
-        anyqueue_core::Figure::AtLeast(0),
-        "half of it is not known"
-    );
+    assert_eq!(broker.admin().stats(&queue("q")).await.unwrap().ready, Figure::AtLeast(0), "half of it is not known");
     a.kill().await.unwrap();
     let error = connect(&url).await.unwrap_err();
     assert!(error.is_retryable(), "{error}");
@@ -155,4 +151,31 @@ async fn held_tasks_of_all_servers_are_listed_and_kicked() {
     assert_eq!(broker.admin().kick(&queue, &Which::All).await.unwrap(), 1);
     let stats = broker.admin().stats(&queue).await.unwrap();
     assert_eq!((stats.ready.value(), stats.held.value()), (Some(6), Some(0)));
+}
+
+#[tokio::test]
+async fn what_only_a_dead_server_knows_is_unknown_and_not_nothing() {
+    let (a, b, url) = two().await;
+    let queue = queue("q");
+    let there = connect_to(b.address()).await;
+    let task = task(1);
+    there.send(&queue, std::slice::from_ref(&task)).await.remove(0).unwrap();
+    let broker = connect(&url).await.unwrap();
+    b.kill().await.unwrap();
+    let (admin, ids) = (broker.admin(), [task.id]);
+    eventually("its end is noticed", || async {
+        broker.admin().stats(&queue).await.is_ok_and(|stats| stats.ready != Figure::Exact(1))
+    })
+    .await;
+    let kind = |e: anyqueue_core::Error| e.kind();
+    assert_eq!(admin.info(&queue, task.id).await.map_err(kind), Err(ErrorKind::Unavailable));
+    assert_eq!(admin.delete(&queue, &ids).await.remove(0).map_err(kind), Err(ErrorKind::Unavailable));
+    assert_eq!(admin.peek(&queue, State::Ready, 10).await.map(drop).map_err(kind), Err(ErrorKind::Unavailable));
+    assert_eq!(admin.held(&queue, None, 10).await.map(drop).map_err(kind), Err(ErrorKind::Unavailable));
+    assert_eq!(admin.kick(&queue, &Which::Ids(ids.to_vec())).await.map_err(kind), Err(ErrorKind::Unavailable));
+    assert_eq!(admin.purge(&queue, &[State::Ready]).await.map_err(kind), Err(ErrorKind::Unavailable));
+    let error = admin.info(&queue, task.id).await.unwrap_err();
+    assert!(error.to_string().contains(&b.address().to_string()), "{error}");
+    a.kill().await.unwrap();
+    eventually("no server answers", || async { broker.admin().held(&queue, None, 10).await.is_err() }).await;
 }
