@@ -15,7 +15,7 @@ use crate::lease::Lease;
 use crate::link::Link;
 use crate::request::Request;
 use crate::tubes::Tubes;
-use crate::wire::{Command, Reply};
+use crate::wire::{Command, Refusal, Reply};
 
 /// Ends and renews leases of one queue.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ struct Item<'a> {
     at: usize,
     lease: Lease,
     what: &'a Settlement,
+    /// Its copy would be larger than the server takes.
+    too_large: bool,
 }
 
 impl BeanstalkdSettler {
@@ -41,10 +43,12 @@ impl BeanstalkdSettler {
         let (now, limit) = (self.hub.clock.now(), self.hub.max_body());
         let (mut leases, mut items) = (self.hub.leases(), HashMap::<u64, Vec<Item<'a>>>::new());
         for (at, (receipt, what)) in batch.iter().enumerate() {
-            let taken = envelope(what).map_or(Ok(()), |next| check(next, limit));
+            // A copy that is too large is no reason to refuse: the task would run again after each TTR, for ever.
+            let taken = envelope(what).map_or(Ok(()), |next| check(next, u64::MAX));
+            let too_large = copy(what).is_some_and(|next| next.body.len() as u64 > limit);
             let lease = taken.and_then(|()| leases.take(receipt, now).ok_or_else(Error::lease_lost));
             match lease {
-                Ok(lease) => items.entry(lease.link).or_default().push(Item { at, lease, what }),
+                Ok(lease) => items.entry(lease.link).or_default().push(Item { at, lease, what, too_large }),
                 Err(e) => answers[at] = Err(e),
             }
         }
@@ -67,7 +71,8 @@ impl BeanstalkdSettler {
     /// whose time is over have no place in it.
     fn first_steps(&self, items: &[Item<'_>]) -> (Request, Vec<Option<usize>>) {
         let (now, mut request) = (self.hub.clock.now(), Request::default());
-        let mut place = |Item { lease, what, .. }: &Item<'_>| match what {
+        let mut place = |Item { lease, what, too_large, .. }: &Item<'_>| match what {
+            _ if *too_large => request.push(&bury(lease)),
             Settlement::Done => request.push(&Command::Delete(lease.job)),
             Settlement::Release(next) => {
                 request.push(&Command::Release { id: lease.job, priority: next.priority, delay: seconds(next.delay) })
@@ -87,7 +92,7 @@ impl BeanstalkdSettler {
             Ok(replies) => replies,
             Err(e) => return items.iter().map(|item| (item.at, Err(e.duplicate()))).collect(),
         };
-        let (mut answers, mut copied) = (Vec::with_capacity(items.len()), Vec::new());
+        let (mut answers, mut second) = (Vec::with_capacity(items.len()), Vec::new());
         for (item, place) in items.iter().zip(places) {
             let Some(reply) = place.map(|place| &replies[place]) else {
                 answers.push((item.at, Err(Error::lease_lost())));
@@ -98,7 +103,18 @@ impl BeanstalkdSettler {
                 (Settlement::Done | Settlement::Release(_), Reply::NotFound) => {
                     answers.push((item.at, Err(Error::lease_lost())));
                 }
-                (Settlement::Retry(_) | Settlement::Hold(..), Reply::Inserted(_)) => copied.push(item),
+                (Settlement::Retry(_) | Settlement::Hold(..), Reply::Inserted(_)) => {
+                    second.push((item, Command::Delete(item.lease.job)));
+                }
+                (Settlement::Retry(_) | Settlement::Hold(..), Reply::Buried(None)) => {
+                    self.warn_of_bury(item);
+                    answers.push((item.at, Ok(())));
+                }
+                // The server was restarted with another limit since it was asked.
+                (Settlement::Retry(_) | Settlement::Hold(..), Reply::Refused(Refusal::JobTooBig)) => {
+                    self.warn_of_bury(item);
+                    second.push((item, bury(&item.lease)));
+                }
                 (Settlement::Retry(_) | Settlement::Hold(..), Reply::Buried(Some(copy))) => {
                     self.hub.unbury(link, *copy);
                     answers.push((item.at, Err(error::unexpected(reply, "put"))));
@@ -106,22 +122,32 @@ impl BeanstalkdSettler {
                 (_, other) => answers.push((item.at, Err(error::unexpected(other, "settle")))),
             }
         }
-        answers.extend(self.remove(link, copied).await);
+        answers.extend(self.second_steps(link, second).await);
         answers
     }
 
-    /// Removes tasks whose copies are written. Confirmed first, removed second: a crash in between makes a duplicate, never
-    /// a loss.
-    async fn remove(&self, link: &Link, copied: Vec<&Item<'_>>) -> Vec<(usize, Result<()>)> {
+    /// Removes tasks whose copies are written, and buries those whose copies are too large. Confirmed first, removed second:
+    /// a crash in between makes a duplicate, never a loss.
+    async fn second_steps(&self, link: &Link, steps: Vec<(&Item<'_>, Command<'_>)>) -> Vec<(usize, Result<()>)> {
         let (now, mut request) = (self.hub.clock.now(), Request::default());
-        let mut place = |item: &Item<'_>| {
+        let mut place = |item: &Item<'_>, step| {
             request.keep(item.lease.counted.clone());
-            request.push(&Command::Delete(item.lease.job))
+            request.push(step)
         };
-        let places: Vec<_> = copied.iter().map(|item| (now < item.lease.deadline).then(|| place(item))).collect();
-        let removed = self.hub.call(link, request).await;
-        let one = |(item, place): (&Item<'_>, Option<usize>)| (item.at, removed_one(&removed, place));
-        copied.into_iter().zip(places).map(one).collect()
+        let places: Vec<_> = steps.iter().map(|(item, step)| (now < item.lease.deadline).then(|| place(item, step))).collect();
+        let ended = self.hub.call(link, request).await;
+        steps.iter().zip(places).map(|((item, _), place)| (item.at, ended_one(&ended, place))).collect()
+    }
+
+    /// The body of a buried job cannot say why it is held.
+    fn warn_of_bury(&self, item: &Item<'_>) {
+        let (size, limit) = (copy(item.what).map_or(0, |next| next.body.len()), self.hub.max_body());
+        let reason = match item.what {
+            Settlement::Hold(_, reason) => reason.as_str(),
+            _ => "a retry that has no room for its count",
+        };
+        let (queue, job) = (self.tubes.queue.as_str(), item.lease.job);
+        tracing::warn!(queue, job, size, limit, reason, "a task has grown too large to be put again: it is buried as it is");
     }
 
     async fn touch_on(&self, link: &Link, items: &[(usize, &Touch, Lease)]) -> Vec<(usize, Result<Duration>)> {
@@ -181,16 +207,28 @@ fn is_untouched(answer: &Result<()>) -> bool {
     answer.as_ref().is_err_and(|e| !e.is_lease_lost() && e.effect() == Effect::None)
 }
 
-/// What became of a task whose copy is written. If it is not ours any more, the copy stays: better twice than not at all.
-fn removed_one(removed: &Result<Vec<Reply>>, place: Option<usize>) -> Result<()> {
-    match (removed, place) {
+/// What became of a second step. If the task is not ours any more, its copy stays: better twice than not at all.
+fn ended_one(ended: &Result<Vec<Reply>>, place: Option<usize>) -> Result<()> {
+    match (ended, place) {
         (_, None) => Err(Error::lease_lost().effect_unknown()),
         (Ok(replies), Some(place)) => match &replies[place] {
-            Reply::Deleted => Ok(()),
+            Reply::Deleted | Reply::Buried(None) => Ok(()),
             Reply::NotFound => Err(Error::lease_lost().effect_unknown()),
-            other => Err(error::unexpected(other, "delete").effect_unknown()),
+            other => Err(error::unexpected(other, "settle").effect_unknown()),
         },
         (Err(e), Some(_)) => Err(e.duplicate().effect_unknown()),
+    }
+}
+
+fn bury(lease: &Lease) -> Command<'static> {
+    Command::Bury { id: lease.job, priority: lease.priority }
+}
+
+/// What a settlement puts anew.
+fn copy(what: &Settlement) -> Option<&Envelope> {
+    match what {
+        Settlement::Done | Settlement::Release(_) => None,
+        Settlement::Retry(next) | Settlement::Hold(next, _) => Some(next),
     }
 }
 

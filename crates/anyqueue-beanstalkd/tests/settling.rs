@@ -4,7 +4,9 @@
 
 mod support;
 
-use anyqueue_core::Settlement;
+use anyqueue_core::{Settlement, State, Which};
+use anyqueue_testkit::Server;
+use anyqueue_testkit::servers::beanstalkd;
 use support::*;
 
 fn job(id: u64, tube: &str, ttr: u64) -> String {
@@ -43,4 +45,85 @@ async fn nobody_waits_on_a_connection_whose_settle_is_under_way() {
     let on_link: Vec<_> = lines[put + 1..].iter().filter(|(link, _)| *link == lines[put].0).map(|(_, line)| line).collect();
     let deleted = on_link.iter().position(|line| *line == "delete 5").unwrap();
     assert!(!on_link[..deleted].iter().any(|line| is_wait(line)), "{on_link:?}");
+}
+
+#[tokio::test]
+async fn a_task_without_room_for_its_reason_is_held_all_the_same() {
+    let server = beanstalkd::start(&["-z", "2000"]).await.unwrap();
+    let (broker, queue) = (connect_to(server.address()).await, queue("q"));
+    let (large, grown) = (with_data(&"x".repeat(1500)), with_data(&"x".repeat(3000)));
+    broker.send(&queue, &[large.clone(), large.clone()]).await.into_iter().for_each(|sent| drop(sent.unwrap()));
+    let mut consumer = consume(&*broker, &queue).await;
+    let got = reserve(&mut *consumer, SOON).await;
+    let ends = [Settlement::Hold(grown.clone(), "a long story".into()), Settlement::Retry(grown)];
+    let batch: Vec<_> = got.iter().map(|delivery| delivery.receipt.clone()).zip(ends).collect();
+    assert_eq!(batch.len(), 2);
+    consumer.settler().settle(&batch).await.into_iter().for_each(Result::unwrap);
+    let held = broker.admin().peek(&queue, State::Held, 10).await.unwrap();
+    assert!(held.len() == 2 && held.iter().all(|task| task.raw == large.body), "as they were: {held:?}");
+    assert_eq!(broker.admin().kick(&queue, &Which::All).await.unwrap(), 2);
+    assert_eq!(reserve(&mut *consumer, SOON).await.len(), 2, "they run again once somebody says so");
+}
+
+#[tokio::test]
+async fn a_server_that_takes_less_than_it_said_buries_what_it_refuses() {
+    let fake = Fake::start(&[
+        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("stats-job", &[&job(5, "q", 60)]),
+        ("put", &["JOB_TOO_BIG"]),
+        ("bury", &["BURIED"]),
+    ]);
+    let broker = connect_to(fake.address).await;
+    let mut consumer = consume(&*broker, &queue("q")).await;
+    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    consumer.settler().settle(&[(got.receipt, Settlement::Hold(task(1), "why".into()))]).await.remove(0).unwrap();
+    assert!(fake.heard("bury 5 1024") && !fake.heard("delete 5"), "{:?}", fake.lines());
+}
+
+#[tokio::test]
+async fn a_copy_that_was_confirmed_too_late_removes_nothing() {
+    let fake = Fake::start(&[
+        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("stats-job", &[&job(5, "q", 1)]),
+        ("put", &["later: INSERTED 6"]),
+    ]);
+    let broker = connect_to(fake.address).await;
+    let mut consumer = consume(&*broker, &queue("q")).await;
+    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    let settler = consumer.settler();
+    let settling = tokio::spawn(async move { settler.settle(&[(got.receipt, Settlement::Retry(task(1)))]).await });
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    fake.open();
+    let error = settling.await.unwrap().remove(0).unwrap_err();
+    assert!(error.is_lease_lost() && error.effect() == anyqueue_core::Effect::Unknown, "{error}");
+    assert!(!fake.heard("delete 5"), "the job may be another worker's by now");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_slow_costs_the_settles_of_others_no_time() {
+    let mute = Fake::start(&[
+        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("stats-job", &[&job(5, "q", 60)]),
+        ("delete", &["later: DELETED"]),
+    ]);
+    let quick = Fake::start(&[
+        ("reserve-with-timeout", &["RESERVED 7 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("stats-job", &[&job(7, "q", 60)]),
+        ("put", &["INSERTED 8"]),
+    ]);
+    let broker = connect(&format!("beanstalkd://{},{}", mute.address, quick.address)).await.unwrap();
+    let (mut consumer, mut got) = (consume(&*broker, &queue("q")).await, Vec::new());
+    while got.len() < 2 {
+        got.extend(reserve(&mut *consumer, SOON).await);
+    }
+    let of_mute = |delivery: &anyqueue_core::Delivery| delivery.native.id.as_deref().unwrap().ends_with("/5");
+    let end = |delivery: anyqueue_core::Delivery| {
+        let end = if of_mute(&delivery) { Settlement::Done } else { Settlement::Retry(task(1)) };
+        (delivery.receipt, end)
+    };
+    let (batch, settler) = (got.into_iter().map(end).collect::<Vec<_>>(), consumer.settler());
+    let settling = tokio::spawn(async move { settler.settle(&batch).await });
+    eventually("both steps on the quick one", || async { quick.heard("delete 7") }).await;
+    mute.open();
+    settling.await.unwrap().into_iter().for_each(Result::unwrap);
 }
