@@ -13,7 +13,7 @@ use crate::hub::Hub;
 use crate::link::Link;
 use crate::request::Request;
 use crate::tubes::Tubes;
-use crate::walk::{Count, Found, Walk};
+use crate::walk::{Counts, Found, Walk};
 use crate::wire::{Command, JobStats, Reply};
 
 /// Jobs that are removed at once.
@@ -34,26 +34,19 @@ impl Beanstalkd {
 
 async fn stats(hub: &Hub, tubes: &Tubes) -> Result<Stats> {
     let live = hub.live().await?;
-    let (mut sum, mut held, mut oldest) = (Count::default(), 0, 0);
+    let (mut sum, mut oldest) = (Counts::default(), 0);
     for (_, link) in &live {
-        let counts = hub.count(link, tubes.all()).await?;
-        for (at, count) in counts.iter().enumerate() {
-            let companion = at + 1 == counts.len();
-            held += count.held(companion);
-            if !companion {
-                sum.ready += count.ready;
-                sum.reserved += count.reserved;
-                sum.delayed += count.delayed;
-            }
-        }
+        let counts = hub.counts(link, tubes).await?;
+        sum = Counts { open: sum.open.plus(counts.open), companion: sum.companion.saturating_add(counts.companion) };
         oldest = oldest.max(age_of_next(hub, link, tubes).await?);
     }
-    let figure = |n| if live.len() == hub.servers.len() { Figure::Exact(n) } else { Figure::AtLeast(n) };
+    let whole = live.len() == hub.servers.len();
+    let figure = |state| if whole { Figure::Exact(sum.of(Some(state))) } else { Figure::AtLeast(sum.of(Some(state))) };
     Ok(Stats {
-        ready: figure(sum.ready),
-        delayed: figure(sum.delayed),
-        reserved: figure(sum.reserved),
-        held: figure(held),
+        ready: figure(State::Ready),
+        delayed: figure(State::Delayed),
+        reserved: figure(State::Reserved),
+        held: figure(State::Held),
         oldest: Figure::Approximate(oldest),
     })
 }
@@ -83,17 +76,7 @@ async fn peek(hub: &Hub, tubes: &Tubes, state: State, limit: usize) -> Result<Ve
     let (live, missing) = hub.live_of_all().await?;
     let mut all: Vec<Peeked> = Vec::new();
     for (server, link) in live {
-        let counts = hub.count(&link, tubes.open()).await?;
-        let one = |count: &Count| match state {
-            State::Ready => count.ready,
-            State::Delayed => count.delayed,
-            State::Reserved => count.reserved,
-            State::Held => count.buried,
-        };
-        let wanted: u64 = counts.iter().map(one).sum();
-        let left = if wanted == 0 { 0 } else { hub.count_all(&link, tubes).await? };
-        let walk = Walk::start(hub, server, &link, tubes, left).await?;
-        let mut seen = walk.collect(wanted, |job| job.state == state).await?;
+        let mut seen = Walk::start(hub, server, &link, tubes, Some(state)).await?.collect(state).await?;
         seen.sort_by_cached_key(|job| {
             let job = JobStats::read(&job.stats);
             job.map(|job| if state == State::Ready { (u64::from(job.priority), job.id) } else { (job.time_left, job.id) })

@@ -12,20 +12,13 @@ use crate::link::Link;
 use crate::request::Request;
 use crate::server::Server;
 use crate::tubes::{Tube, Tubes};
-use crate::walk::{Count, Walk};
+use crate::walk::Walk;
 use crate::wire::{Command, Reply};
 
 /// Jobs that are moved at once.
 const PART: u64 = 128;
 
 impl Hub {
-    /// How many tasks are held on one server, in the companion tube and buried.
-    async fn count_held(&self, link: &Link, tubes: &Tubes) -> Result<(u64, u64)> {
-        let counts = self.count(link, tubes.all()).await?;
-        let (held, open) = counts.split_last().ok_or_else(error::closed)?;
-        Ok((held.all(), open.iter().map(|count| count.buried).sum()))
-    }
-
     /// A page of held tasks. Its place in the list is the server's place in the URL and the number of its last job.
     pub(crate) async fn page(&self, tubes: &Tubes, after: Option<&str>, limit: usize) -> Result<Page> {
         let (first, last) = place(after)?;
@@ -37,10 +30,8 @@ impl Hub {
                 continue;
             }
             let after = if at == first { last } else { 0 };
-            let (held, buried) = self.count_held(&link, tubes).await?;
-            let all = self.count_all(&link, tubes).await?;
-            let walk = Walk::start(self, server, &link, tubes, if held + buried == 0 { 0 } else { all }).await?;
-            let mut seen = walk.collect(held + buried, |job| job.state == State::Held).await?;
+            let walk = Walk::start(self, server, &link, tubes, Some(State::Held)).await?;
+            let mut seen = walk.collect(State::Held).await?;
             seen.retain(|job| job.id > after);
             seen.sort_unstable_by_key(|job| job.id);
             let room = limit - page.tasks.len();
@@ -86,7 +77,8 @@ impl Hub {
 
     /// Kicks up to so many of those that are held now: first from the companion tube, longest held first, then buried ones.
     async fn kick_first(&self, server: &Server, asking: &Link, tubes: &Tubes, most: u64) -> Result<u64> {
-        let (held, buried) = self.count_held(asking, tubes).await?;
+        let counts = self.counts(asking, tubes).await?;
+        let (held, buried) = (counts.companion, counts.open.buried);
         let (from_held, mut kicked) = (held.min(most), 0);
         // What this connection reserves is ready in the companion tube again, and so held, if it breaks.
         let own = if from_held > 0 { Some(server.connect().await?) } else { None };
@@ -180,11 +172,4 @@ fn place(after: Option<&str>) -> Result<(usize, u64)> {
     let Some(text) = after else { return Ok((0, 0)) };
     let parts = text.split_once('/').and_then(|(server, job)| Some((server.parse().ok()?, job.parse().ok()?)));
     parts.ok_or_else(|| Error::invalid(format!("`{text}` is no place in the list of held tasks; begin without one")))
-}
-
-impl Count {
-    /// Held ones, if this is the companion tube's count or another tube's.
-    pub(crate) fn held(self, companion: bool) -> u64 {
-        if companion { self.all() } else { self.buried }
-    }
 }

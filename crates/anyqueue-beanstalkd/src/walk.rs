@@ -54,7 +54,40 @@ pub(crate) struct Count {
 
 impl Count {
     pub(crate) fn all(self) -> u64 {
-        self.ready + self.reserved + self.delayed + self.buried
+        let waiting = self.ready.saturating_add(self.delayed);
+        waiting.saturating_add(self.reserved).saturating_add(self.buried)
+    }
+
+    /// The sums of both.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            ready: self.ready.saturating_add(other.ready),
+            reserved: self.reserved.saturating_add(other.reserved),
+            delayed: self.delayed.saturating_add(other.delayed),
+            buried: self.buried.saturating_add(other.buried),
+        }
+    }
+}
+
+/// How many jobs a queue has on one server.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts {
+    /// In the tubes that workers take tasks from.
+    pub(crate) open: Count,
+    /// In the companion tube, where every job is held.
+    pub(crate) companion: u64,
+}
+
+impl Counts {
+    /// How many tasks are in a state, or in any.
+    pub(crate) fn of(self, state: Option<State>) -> u64 {
+        match state {
+            Some(State::Ready) => self.open.ready,
+            Some(State::Reserved) => self.open.reserved,
+            Some(State::Delayed) => self.open.delayed,
+            Some(State::Held) => self.companion.saturating_add(self.open.buried),
+            None => self.open.all().saturating_add(self.companion),
+        }
     }
 }
 
@@ -68,13 +101,26 @@ pub(crate) struct Walk<'a> {
     next: u64,
     /// Jobs of this queue that have not been seen yet.
     left: u64,
+    counts: Counts,
 }
 
 impl<'a> Walk<'a> {
-    /// A walk that ends once so many jobs of the queue have been seen.
-    pub(crate) async fn start(hub: &'a Hub, server: &'a Server, link: &Arc<Link>, tubes: &'a Tubes, left: u64) -> Result<Self> {
-        let next = if left == 0 { 0 } else { hub.newest(link).await? };
-        Ok(Self { hub, server, link: link.clone(), tubes, next, left })
+    /// A walk that ends once all jobs of the queue have been seen, if any is in this state.
+    pub(crate) async fn start(
+        hub: &'a Hub,
+        server: &'a Server,
+        link: &Arc<Link>,
+        tubes: &'a Tubes,
+        state: Option<State>,
+    ) -> Result<Self> {
+        let mut counts = hub.counts(link, tubes).await?;
+        let mut next = 0;
+        if counts.of(state) > 0 {
+            next = hub.newest(link).await?;
+            // Counted anew: a job that came meanwhile, and is met first, must not stand for an older one.
+            counts = hub.counts(link, tubes).await?;
+        }
+        Ok(Self { hub, server, link: link.clone(), tubes, next, left: counts.of(None), counts })
     }
 
     /// The jobs of the queue among the next numbers; `None` at the end.
@@ -97,14 +143,12 @@ impl<'a> Walk<'a> {
         Ok(Some(seen))
     }
 
-    /// All jobs of the queue that are wanted, at most so many.
-    pub(crate) async fn collect(mut self, most: u64, wanted: impl Fn(&Seen) -> bool) -> Result<Vec<Seen>> {
-        let mut all = Vec::new();
-        while let Some(part) = self.part().await? {
-            all.extend(part.into_iter().filter(&wanted));
-            if all.len() as u64 >= most {
-                break;
-            }
+    /// All jobs of the queue in one state.
+    pub(crate) async fn collect(mut self, state: State) -> Result<Vec<Seen>> {
+        let (mut all, most) = (Vec::new(), self.counts.of(Some(state)));
+        while (all.len() as u64) < most {
+            let Some(part) = self.part().await? else { break };
+            all.extend(part.into_iter().filter(|job| job.state == state));
         }
         Ok(all)
     }
@@ -171,8 +215,10 @@ impl Hub {
     }
 
     /// How many jobs a queue has on one server.
-    pub(crate) async fn count_all(&self, link: &Link, tubes: &Tubes) -> Result<u64> {
-        Ok(self.count(link, tubes.all()).await?.into_iter().map(Count::all).sum())
+    pub(crate) async fn counts(&self, link: &Link, tubes: &Tubes) -> Result<Counts> {
+        let mut counts = self.count(link, tubes.all()).await?;
+        let companion = counts.pop().map_or(0, Count::all);
+        Ok(Counts { open: counts.into_iter().fold(Count::default(), Count::plus), companion })
     }
 
     /// The bodies of jobs. One that has gone meanwhile is left out.
@@ -206,8 +252,7 @@ impl Hub {
         tubes: &Tubes,
         mut ids: HashSet<TaskId>,
     ) -> Result<HashMap<TaskId, Found>, Error> {
-        let all = self.count_all(link, tubes).await?;
-        let (mut walk, mut found) = (Walk::start(self, server, link, tubes, all).await?, HashMap::new());
+        let (mut walk, mut found) = (Walk::start(self, server, link, tubes, None).await?, HashMap::new());
         while !ids.is_empty() {
             let Some(part) = walk.part().await? else { break };
             for job in self.bodies(link, part).await? {

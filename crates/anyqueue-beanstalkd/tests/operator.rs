@@ -110,3 +110,27 @@ async fn a_pause_that_the_server_forgot_is_kept_up_by_the_workers() {
     broker.admin().resume(&queue).await.unwrap();
     assert_eq!(reserve(&mut *consumer, SOON).await.len(), 1);
 }
+
+#[tokio::test]
+async fn a_task_that_comes_while_a_walk_begins_hides_no_older_one() {
+    let job = |id: u64| {
+        let figures = "state: ready\npri: 1024\nage: 0\ndelay: 0\nttr: 60\nreserves: 0";
+        with_body(&format!("---\nid: {id}\ntube: q\n{figures}\n"))
+    };
+    let count = |n: u64| with_body(&format!("---\ncurrent-jobs-ready: {n}\n"));
+    // The older one is number 1, the one that comes later has number 1500: a walk does not see both in one part.
+    let (none, newer, older, one, two) = ("NOT_FOUND".to_owned(), job(1500), job(1), count(1), count(2));
+    let mut figures: Vec<&str> = vec![&newer];
+    figures.extend((1..1499).map(|_| none.as_str()));
+    figures.push(&older);
+    let fake = Fake::start(&[
+        ("stats-tube", &[&one, &none, &two, &none]),
+        ("put", &["INSERTED 1500"]),
+        ("stats-job", &figures),
+        ("peek", &["FOUND 1 2\r\n{}"]),
+    ]);
+    let broker = connect_to(fake.address).await;
+    let seen = broker.admin().peek(&queue("q"), State::Ready, 10).await.unwrap();
+    let ids: Vec<_> = seen.iter().filter_map(|task| task.native.id.as_deref()).collect();
+    assert_eq!(ids, ["1", "1500"]);
+}

@@ -130,7 +130,7 @@ impl<'a> JobStats<'a> {
     /// The server counts each give-back that was asked for, and none that a broken connection or a clock forced.
     pub fn lost(&self) -> u64 {
         let others = u64::from(self.state == JobState::Reserved);
-        self.reserves.saturating_sub(others + self.releases + self.buries)
+        self.reserves.saturating_sub(others.saturating_add(self.releases).saturating_add(self.buries))
     }
 }
 
@@ -163,6 +163,13 @@ mod tests {
     }
 
     #[test]
+    fn figures_without_measure_are_survived() {
+        let most = u64::MAX;
+        let text = format!("---\nid: 1\ntube: a\nstate: reserved\nreserves: 9\nreleases: {most}\nburies: {most}\n");
+        assert_eq!(JobStats::read(text.as_bytes()).unwrap().lost(), 0);
+    }
+
+    #[test]
     fn lists_and_quoted_texts_are_read() {
         let list = Yaml::new(b"---\n- default\n- a;b\n");
         assert_eq!(list.items().collect::<Vec<_>>(), [b"default".as_slice(), b"a;b"]);
@@ -174,7 +181,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..500)) {
-            prop_assert!(JobStats::read(&bytes).is_none_or(|job| job.id > 0));
+            prop_assert!(JobStats::read(&bytes).is_none_or(|job| job.id > 0 && job.lost() <= job.reserves));
             Yaml::new(&bytes).pairs().count();
             Yaml::new(&bytes).items().count();
         }
