@@ -8,12 +8,15 @@ use anyqueue_core::{
     Envelope, Error, Finding, Order, QueueName, Result, Severity, Support, async_trait,
 };
 
+use futures::future::join_all;
+
 use crate::config::Config;
 use crate::consumer::BeanstalkdConsumer;
 use crate::error;
 use crate::feed::Feed;
 use crate::hub::Hub;
 use crate::request::Request;
+use crate::server::Server;
 use crate::wire::{Command, Reply};
 use crate::{CAPABILITIES, DRIVER};
 
@@ -27,11 +30,8 @@ impl Beanstalkd {
     pub(crate) async fn connect(options: ConnectOptions) -> Result<Self> {
         let hub = Hub::new(Config::read(&options)?, options.clock.clone());
         let mut failed = None;
-        for server in &hub.servers {
-            match server.asking().await {
-                Ok(_) => {}
-                Err(e) => failed = Some(e),
-            }
+        for asked in join_all(hub.servers.iter().map(Server::asking)).await {
+            failed = asked.err().or(failed);
         }
         match failed {
             // With several servers the dead ones are left out, and taken back when they answer.

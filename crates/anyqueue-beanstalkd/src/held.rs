@@ -60,7 +60,7 @@ impl Hub {
         if kicked == 0 { missing.map(|()| 0) } else { Ok(kicked) }
     }
 
-    async fn kick_ids(&self, server: &Server, asking: &Arc<Link>, tubes: &Tubes, ids: &[TaskId]) -> Result<u64> {
+    async fn kick_ids(&self, server: &Arc<Server>, asking: &Arc<Link>, tubes: &Tubes, ids: &[TaskId]) -> Result<u64> {
         let found = self.find(server, asking, tubes, ids.iter().copied().collect::<HashSet<_>>()).await?;
         let held: Vec<_> = found.into_values().map(|found| found.seen).filter(|job| job.state == State::Held).collect();
         let native = Request::all(held.iter().filter(|job| !job.in_held).map(|job| Command::KickJob(job.id)));
@@ -76,7 +76,7 @@ impl Hub {
     }
 
     /// Kicks up to so many of those that are held now: first from the companion tube, longest held first, then buried ones.
-    async fn kick_first(&self, server: &Server, asking: &Link, tubes: &Tubes, most: u64) -> Result<u64> {
+    async fn kick_first(&self, server: &Arc<Server>, asking: &Link, tubes: &Tubes, most: u64) -> Result<u64> {
         let counts = self.counts(asking, tubes).await?;
         let (held, buried) = (counts.companion, counts.open.buried);
         let (from_held, mut kicked) = (held.min(most), 0);

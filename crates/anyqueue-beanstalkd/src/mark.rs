@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyqueue_core::time::{DEFAULT_TTR, unix_millis};
 use anyqueue_core::{Create, Declared, Error, ErrorKind, Paused, QueueName, Result};
 
+use futures::future::join_all;
+
 use crate::error;
 use crate::hub::{Hub, seconds};
 use crate::link::Link;
@@ -40,8 +42,9 @@ impl Hub {
     /// The servers that answer, and what is to be said where these know of nothing: that others could not be asked.
     pub(crate) async fn live_of_all(&self) -> Result<(Vec<Live<'_>>, Result<()>)> {
         let (mut live, mut missing) = (Vec::new(), Ok(()));
-        for server in &self.servers {
-            match server.asking().await {
+        let asked = join_all(self.servers.iter().map(Server::asking)).await;
+        for (server, asked) in self.servers.iter().zip(asked) {
+            match asked {
                 Ok(link) => live.push((server, link)),
                 Err(e) => missing = Err((server, e)),
             }

@@ -60,6 +60,8 @@ struct Pool {
     failures: u32,
     /// Until when it is left alone.
     down: Option<Instant>,
+    /// It is being tried in the background.
+    probing: bool,
     turn: usize,
 }
 
@@ -111,22 +113,29 @@ impl Server {
     }
 
     /// Makes a connection. A server that refused is left alone for a while, longer each time.
-    pub(crate) async fn connect(&self) -> Result<Arc<Link>> {
+    pub(crate) async fn connect(self: &Arc<Self>) -> Result<Arc<Link>> {
         let hub = self.hub()?;
+        self.leave_to_probe(&hub)?;
         if let Some(left) =
             self.pool().down.map(|until| until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
         {
             let text = format!("beanstalkd at {} did not answer; it is tried again in {} ms", self.address, left.as_millis());
             return Err(Error::unavailable(text));
         }
-        let (host, patience) = (self.host.clone(), self.patience);
-        let connecting = hub.runtime.spawn(async move {
-            let stream = timeout(patience, TcpStream::connect((host.name.as_str(), host.port))).await??;
+        // A task of its own, so that a failure is noted even if nobody waits for it any more.
+        let server = self.clone();
+        hub.runtime.spawn(async move { server.attempt().await }).await.map_err(|_| error::closed())?
+    }
+
+    async fn attempt(&self) -> Result<Arc<Link>> {
+        let connecting = async {
+            let stream = timeout(self.patience, TcpStream::connect((self.host.name.as_str(), self.host.port))).await??;
             stream.set_nodelay(true).map(|()| stream)
-        });
-        let stream = connecting.await.map_err(|_| error::closed())?.map_err(|e| self.failed(error::io(e, &self.address)))?;
+        };
+        let stream = connecting.await.map_err(|e| self.failed(error::io(e, &self.address)))?;
+        let (hub, weak) = (self.hub()?, self.hub.clone());
         hub.counters.connected();
-        let (number, weak) = (NUMBERS.fetch_add(1, Ordering::Relaxed), self.hub.clone());
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         let ended = move || {
             if let Some(hub) = weak.upgrade() {
                 hub.leases().forget(number);
@@ -134,6 +143,41 @@ impl Server {
             }
         };
         Ok(Arc::new(Link::new(&hub.runtime, number, self.address.clone(), stream, self.patience, ended)))
+    }
+
+    /// While another server answers, nobody waits for one that does not: it is tried in the background until it does.
+    fn leave_to_probe(self: &Arc<Self>, hub: &Hub) -> Result<()> {
+        if self.is_up() || !hub.servers.iter().any(|other| other.is_up()) {
+            return Ok(());
+        }
+        if !std::mem::replace(&mut self.pool().probing, true) {
+            let server = self.clone();
+            hub.runtime.spawn(async move { server.probe().await });
+        }
+        Err(Error::unavailable(format!("beanstalkd at {} did not answer; the other servers serve until it does", self.address)))
+    }
+
+    async fn probe(&self) {
+        while self.hub().is_ok() && !self.is_up() {
+            let until = self.pool().down.unwrap_or_else(Instant::now);
+            tokio::time::sleep_until(until).await;
+            if let Ok(link) = self.attempt().await
+                && let Err(e) = self.introduce(link).await
+            {
+                tracing::debug!(server = self.address, error = anyqueue_core::chain(&e), "a server is not taken back yet");
+            }
+        }
+        self.pool().probing = false;
+    }
+
+    /// Asks a server what it is, and from then on by this connection.
+    async fn introduce(&self, link: Arc<Link>) -> Result<Arc<Link>> {
+        let asked = link.call(Request::of(&Command::Stats)).await.and_then(read_facts);
+        let facts = asked.map_err(|e| self.failed(e))?;
+        let mut pool = self.pool();
+        (pool.failures, pool.down, pool.facts) = (0, None, facts);
+        pool.asking = Some(link.clone());
+        Ok(link)
     }
 
     /// Notes that the server does not answer.
@@ -146,22 +190,21 @@ impl Server {
     }
 
     /// The connection for sends and questions.
-    pub(crate) async fn asking(&self) -> Result<Arc<Link>> {
+    pub(crate) async fn asking(self: &Arc<Self>) -> Result<Arc<Link>> {
         let current = || self.pool().asking.clone().filter(|link| !link.is_dead());
         if let Some(link) = current() {
             self.hub()?;
             return Ok(link);
         }
+        let hub = self.hub()?;
+        self.leave_to_probe(&hub)?;
         let _one = self.opening.lock().await;
         if let Some(link) = current() {
             return Ok(link);
         }
-        let link = self.connect().await?;
-        let facts = read_facts(link.call(Request::of(&Command::Stats)).await.map_err(|e| self.failed(e))?)?;
-        let mut pool = self.pool();
-        (pool.failures, pool.down, pool.facts) = (0, None, facts);
-        pool.asking = Some(link.clone());
-        drop(pool);
+        let (link, server) = (self.connect().await?, self.clone());
+        let introducing = hub.runtime.spawn(async move { server.introduce(link).await });
+        let link = introducing.await.map_err(|_| error::closed())??;
         self.hub()?;
         Ok(link)
     }
@@ -302,6 +345,9 @@ impl Server {
         let dead: Vec<Entry> = pool.links.extract_if(.., |entry| leases.held(entry.link.number) == 0).collect();
         let asking = pool.asking.take();
         drop((pool, leases));
+        if hub.servers.len() > 1 && self.is_up() {
+            self.failed(why.duplicate());
+        }
         dead.iter().map(|entry| &entry.link).chain(&asking).for_each(|link| link.close(&why));
     }
 

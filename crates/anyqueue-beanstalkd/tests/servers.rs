@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use anyqueue_core::{Accepted, Defaults, ErrorKind, Figure, Incoming, Settlement, Severity, State, Which};
 use anyqueue_testkit::servers::beanstalkd;
@@ -178,4 +179,23 @@ async fn what_only_a_dead_server_knows_is_unknown_and_not_nothing() {
     assert!(error.to_string().contains(&b.address().to_string()), "{error}");
     a.kill().await.unwrap();
     eventually("no server answers", || async { broker.admin().held(&queue, None, 10).await.is_err() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_powered_off_keeps_nobody_waiting_while_another_one_is_up() {
+    let (a, off) = (beanstalkd::start(&[]).await.unwrap(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    // Nobody accepts there: what is asked of it stays without an answer.
+    let broker = connect(&format!("beanstalkd://{},{}", off.local_addr().unwrap(), a.address())).await.unwrap();
+    let (queue, begun, mut longest) = (queue("q"), Instant::now(), Duration::ZERO);
+    let mut consumer = consume(&*broker, &queue).await;
+    while begun.elapsed() < Duration::from_secs(3) {
+        let once = Instant::now();
+        broker.send(&queue, &[task(1)]).await.remove(0).unwrap();
+        let got = reserve(&mut *consumer, SOON).await;
+        done(&*consumer.settler(), &got).await;
+        broker.admin().stats(&queue).await.unwrap();
+        longest = longest.max(once.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
 }
