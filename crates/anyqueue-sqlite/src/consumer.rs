@@ -259,7 +259,7 @@ mod tests {
         let shared = Shared::open(Config::read(&options).unwrap(), options.clock.clone()).unwrap();
         let queue = QueueName::new("q").unwrap();
         let name = queue.clone();
-        shared.write(1, true, move |tx| Ok(tx.queue_or_create(&name, true)?)).await.unwrap();
+        shared.write(1, true, move |tx| tx.queue_or_create(&name, true)).await.unwrap();
         let lost = Taken {
             seq: 1,
             reserves: 1,
