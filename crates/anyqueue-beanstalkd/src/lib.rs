@@ -14,7 +14,10 @@
 //! * `info` shows the server's own counts. A job that one connection passed to another was reserved and released once more.
 //! * A connection that goes dead without a word while it waits may have been given a task, which is back when its TTR is
 //!   over. Version 1.12 may also keep the task of a *frozen* worker until that worker goes on or ends.
-//! * With several servers each has its own line: workers take from them in turn.
+//! * A task that has no room left for its reason or its count, since it is as large as `-z` allows, is buried as it is: it
+//!   counts as held, and why is in the log alone.
+//! * With several servers each has its own line: workers take from them in turn. One that does not answer is tried in the
+//!   background; a question to which the others know no answer fails meanwhile, since it may know one.
 //!
 //! The rooms: `wire` (the protocol), `request` and `link` (one connection, many requests under way), `server` (the
 //! connections to one server), `hub` (what all parts share), `wait` (how a queue waits), `lease` (what is reserved), `feed` and
