@@ -173,7 +173,10 @@ impl Server {
     /// Asks a server what it is, and from then on by this connection.
     async fn introduce(&self, link: Arc<Link>) -> Result<Arc<Link>> {
         let asked = link.call(Request::of(&Command::Stats)).await.and_then(read_facts);
-        let facts = asked.map_err(|e| self.failed(e))?;
+        // Nothing but this question was sent: whatever was to follow had no effect, and may go to another server.
+        let told =
+            |e: Error| Error::new(e.kind(), format!("beanstalkd at {} gave no account of itself", self.address)).because(e);
+        let facts = asked.map_err(|e| self.failed(told(e)))?;
         let mut pool = self.pool();
         (pool.failures, pool.down, pool.facts) = (0, None, facts);
         pool.asking = Some(link.clone());

@@ -199,3 +199,16 @@ async fn a_server_that_is_powered_off_keeps_nobody_waiting_while_another_one_is_
     }
     assert!(longest < Duration::from_secs(1), "{longest:?}");
 }
+
+#[tokio::test]
+async fn a_task_for_a_server_that_came_back_mute_goes_to_another_one() {
+    let (a, b, url) = two().await;
+    let (broker, queue) = (connect(&url).await.unwrap(), queue("q"));
+    a.kill().await.unwrap();
+    let _mute = std::net::TcpListener::bind(a.address()).unwrap();
+    eventually("its end is noticed", || async { broker.info().connections <= 1 }).await;
+    for number in 0..4 {
+        let accepted = broker.send(&queue, &[task(number)]).await.remove(0).unwrap();
+        assert_eq!(servers(&[accepted]), [b.address().to_string()].into());
+    }
+}
