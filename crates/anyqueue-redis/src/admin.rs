@@ -159,7 +159,18 @@ impl Admin for RedisBroker {
     }
 
     async fn peek(&self, queue: &QueueName, state: State, limit: usize) -> Result<Vec<Peeked>> {
-        self.list(queue, state, limit, 0).await.map(|(tasks, _)| tasks)
+        let (mut tasks, mut after) = (Vec::new(), 0);
+        while tasks.len() < limit {
+            let (part, next) = self.list(queue, state, limit - tasks.len(), after).await?;
+            tasks.extend(part);
+            // Held ones are told apart by their numbers, others by how many come before them.
+            after = match (next, state) {
+                (None, _) => break,
+                (Some(last), State::Held) => last.parse::<f64>().unwrap_or_default() as u64,
+                (Some(_), _) => tasks.len() as u64,
+            };
+        }
+        Ok(tasks)
     }
 
     async fn held(&self, queue: &QueueName, after: Option<&str>, limit: usize) -> Result<Page> {

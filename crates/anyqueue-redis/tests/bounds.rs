@@ -126,3 +126,22 @@ async fn a_large_task_does_not_come_with_all_its_neighbours() {
     settle_all(&*consumer.settler(), &got, Settlement::Done).await.unwrap();
     assert_eq!(work(&mut *consumer, 40 - got.len(), SOON).await.len(), 40 - got.len());
 }
+
+#[tokio::test]
+async fn a_peek_shows_as_many_as_were_asked_for() {
+    let server = redis::start([""; 0]).await.unwrap();
+    let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("many"));
+    let tasks: Vec<_> = (0..1300).map(|number| Sample::new(number).envelope()).collect();
+    send(&*broker, &queue, &tasks).await.unwrap();
+    let shown = async |state, limit| broker.admin().peek(&queue, state, limit).await.unwrap().len();
+    assert_eq!((shown(State::Ready, 1200).await, shown(State::Ready, 5000).await), (1200, 1300));
+    let mut consumer = consumer(&*broker, &queue).await;
+    let mut got = Vec::new();
+    while got.len() < 1100 {
+        got.extend(reserve(&mut *consumer, 1100 - got.len(), SOON).await.unwrap());
+    }
+    assert_eq!((shown(State::Ready, 5000).await, shown(State::Reserved, 5000).await), (200, 1100));
+    let hold = Settlement::Hold(Sample::new(1).envelope(), "why".into());
+    settle_all(&*consumer.settler(), &got, hold).await.unwrap();
+    assert_eq!((shown(State::Held, 700).await, shown(State::Held, 5000).await), (700, 1100));
+}

@@ -1,14 +1,15 @@
--- ARGV: a state; how many at most; after how many bytes to stop; after which number to begin, of held ones.
+-- ARGV: a state; how many at most; after how many bytes to stop; after which number to begin, of held ones, or how many to
+-- leave out, of others.
 -- Answers with the present, whether there are more, and of each task its number, its place, itself and its counts.
 local now, state, most = milliseconds(), ARGV[1], tonumber(ARGV[2])
 local found
 if state == 'ready' then
   promote(now)
-  found = redis.call('ZRANGE', READY, 0, most - 1, 'WITHSCORES')
+  found = redis.call('ZRANGE', READY, ARGV[4], ARGV[4] + most, 'WITHSCORES')
 elseif state == 'delayed' then
-  found = redis.call('ZRANGEBYSCORE', DELAYED, '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, most)
+  found = redis.call('ZRANGEBYSCORE', DELAYED, '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', ARGV[4], most + 1)
 elseif state == 'reserved' then
-  found = redis.call('ZRANGEBYSCORE', RESERVED, '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, most)
+  found = redis.call('ZRANGEBYSCORE', RESERVED, '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', ARGV[4], most + 1)
 else
   found = redis.call('ZRANGEBYSCORE', HELD, '(' .. ARGV[4], '+inf', 'WITHSCORES', 'LIMIT', 0, most + 1)
 end
