@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use anyqueue_core::{Durability, Effect, ErrorKind, Settlement, Severity};
 use anyqueue_testkit::servers::redis;
 use anyqueue_testkit::{Process, Ready, Sample, Server};
-use shared::{SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, tell, url, work};
+use shared::{
+    SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_waits, tell, url, work,
+};
 
 const NONE: [&str; 0] = [];
 
@@ -41,7 +43,7 @@ async fn a_server_emptied_under_the_feet_of_a_worker_goes_on_with_new_tasks() {
     let settler = consumer.settler();
     let emptying = async {
         // The consumer waits by now; the server forgets that it does.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        somebody_waits(&server, &queue).await;
         let _: () = tell(&mut operator(&server).await, "FLUSHALL").await;
         let error = settle_all(&*settler, &lost, Settlement::Done).await.unwrap_err();
         assert!(error.is_lease_lost(), "{error:?}");
@@ -183,7 +185,7 @@ async fn a_worker_whose_bell_was_cut_off_is_rung_again() {
     for number in 0..3 {
         let sending = async {
             // Once it waits: cut off while it waits, and heard before the safety net would have looked.
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            somebody_waits(&server, &queue).await;
             let _: () = tell(&mut operator, "CLIENT KILL TYPE pubsub").await;
             eventually(|| {
                 let mut operator = operator.clone();
@@ -242,7 +244,7 @@ async fn a_user_without_channels_loses_no_task_and_is_told_of_by_check() {
     let mut consumer = consumer(&*broker, &queue).await;
     // Somebody waits when the task comes, so that there is something to publish.
     let sending = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        somebody_waits(&server, &queue).await;
         send_one(&*broker, &queue, 1).await
     };
     let (got, sent) = tokio::join!(reserve(&mut *consumer, 1, SOON), sending);

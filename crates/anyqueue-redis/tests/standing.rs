@@ -11,7 +11,9 @@ use std::time::Duration;
 use anyqueue_core::{ErrorKind, Settlement};
 use anyqueue_testkit::servers::redis;
 use anyqueue_testkit::{Launch, Process, Ready, Sample, Server, free_port, temp_dir};
-use shared::{SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, tell, url, work};
+use shared::{
+    SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_waits, tell, url, work,
+};
 
 const NONE: [&str; 0] = [];
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -248,7 +250,7 @@ async fn a_user_with_the_documented_rights_can_do_everything() {
     let (broker, queue) = (connect(&format!("redis://worker:swordfish@{address}")).await.unwrap(), queue("acl"));
     let mut consumer = consumer(&*broker, &queue).await;
     let sending = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        somebody_waits(&server, &queue).await;
         send(&*broker, &queue, &[Sample::new(1).envelope(), Sample::new(2).delay(Duration::from_millis(1)).envelope()]).await
     };
     let (got, sent) = tokio::join!(reserve(&mut *consumer, 1, SOON), sending);

@@ -8,10 +8,10 @@
 //! while a transaction runs go into the next one together: no timer, an idle file answers at once and a busy one in large
 //! groups. Sends of one transaction share statements of up to 32 rows, and so do claims and those settled as done: opening
 //! each index for one row costs more than the row. Where such a statement finds fewer tasks than it names, the transaction
-//! is done again one by one, to know whose lease was lost. Where a group fails, each of its jobs is tried alone, so that a bad one fails by itself. While another process
-//! holds the lock the thread tries again after a pause that grows, with jitter, until `busy_timeout`; then the answer is
-//! a retryable error without an effect. Listings and figures use a connection of their own and hold nobody up; what an
-//! operator changes is changed 2,000 tasks at a time.
+//! is done again one by one, to know whose lease was lost. Where a group fails, each of its jobs is tried alone, so that a
+//! bad one fails by itself. While another process holds the lock the thread tries again after a pause that grows, with
+//! jitter, until `busy_timeout`; then the answer is a retryable error without an effect. Listings and figures use a
+//! connection of their own and hold nobody up; what an operator changes is changed 2,000 tasks at a time.
 //!
 //! rusqlite on a thread, not sqlx: in transactions of 64, in one run on two cores, rusqlite inserted 273,000 tasks a
 //! second and claimed and deleted 143,000; sqlx 0.9 did 48,000 and 35,000 with the same schema and statements.

@@ -102,3 +102,13 @@ pub(crate) async fn eventually<T, E: std::fmt::Debug, F: Future<Output = Result<
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// Waits until a consumer of a queue has left its mark: it found nothing, and wants to be rung.
+pub(crate) async fn somebody_waits(server: &dyn Server, queue: &QueueName) {
+    let (mut operator, question) = (operator(server).await, format!("HEXISTS anyqueue:{{{queue}}} bell"));
+    let began = Instant::now();
+    while !tell::<bool>(&mut operator, &question).await {
+        assert!(began.elapsed() < SOON, "nobody waits for {queue}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
