@@ -172,7 +172,7 @@ async fn a_failover_of_sentinels_is_followed() {
     );
     std::fs::write(&file, watched).unwrap();
     let arguments = [file.to_str().unwrap(), "--sentinel", "--port", "{port}", "--bind", "127.0.0.1"];
-    let sentinel = Process::start(Launch::new("redis-server").args(arguments).ready(Ready::Connect)).await.unwrap();
+    let sentinel = Process::start(Launch::new(redis::program()).args(arguments).ready(Ready::Connect)).await.unwrap();
     eventually(|| async {
         let known: Vec<HashMap<String, String>> = tell(&mut operator(&sentinel).await, "SENTINEL REPLICAS tasks").await;
         if known.len() == 1 { Ok(()) } else { Err("the sentinel does not know the replica yet") }
@@ -222,7 +222,7 @@ async fn tls_shows_and_wants_certificates() {
     let (ca, certificate, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
     let place = ["--bind", "127.0.0.1", "--port", "0", "--tls-port", "{port}", "--dir", "{dir}", "--save", ""];
     let tls = ["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-ca-cert-file", &ca, "--tls-auth-clients", "yes"];
-    let server = Process::start(Launch::new("redis-server").args(place).args(tls)).await.unwrap();
+    let server = Process::start(Launch::new(redis::program()).args(place).args(tls)).await.unwrap();
     let trusting = format!("rediss://{}?tls_ca={ca}", server.address());
     let error = connect(&format!("rediss://{}", server.address())).await.unwrap_err();
     assert!(error.to_string().contains("`tls_ca`"), "{error}");

@@ -1,8 +1,13 @@
 //! A redis-server with its append-only file on.
 
+use std::path::PathBuf;
+
 use anyqueue_core::BoxError;
 
 use crate::server::{Launch, Process, Ready};
+
+/// Names another server to test than the `redis-server` on the path: an older one, or a Valkey.
+pub const SERVER: &str = "ANYQUEUE_TEST_REDIS_SERVER";
 
 /// Starts a `redis-server` in a folder of its own, on a free port of this machine: no snapshots, and an append-only file
 /// that is written before each answer. (With `appendfsync everysec`, Redis answers first while an earlier write is still on
@@ -19,5 +24,10 @@ pub async fn start<T: Into<String>>(settings: impl IntoIterator<Item = T>) -> Re
 pub fn launch() -> Launch {
     let place = ["--bind", "127.0.0.1", "--port", "{port}", "--dir", "{dir}"];
     let durable = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
-    Launch::new("redis-server").args(place).args(durable).ready(Ready::Output("Ready to accept connections".into()))
+    Launch::new(program()).args(place).args(durable).ready(Ready::Output("Ready to accept connections".into()))
+}
+
+/// The server's program: what [`SERVER`] names, or `redis-server`.
+pub fn program() -> PathBuf {
+    std::env::var_os(SERVER).map_or_else(|| "redis-server".into(), PathBuf::from)
 }
