@@ -31,6 +31,8 @@ pub(crate) struct Hub {
     pub(crate) runtime: Handle,
     /// Queues that are known to exist.
     pub(crate) declared: Mutex<HashSet<QueueName>>,
+    /// Read while a settle is under way: whoever closes waits for the copies' originals to be removed.
+    pub(crate) settling: tokio::sync::RwLock<()>,
     leases: Mutex<Leases>,
     feeds: Mutex<Vec<Arc<Feed>>>,
     queues: Mutex<HashMap<QueueName, Arc<Tubes>>>,
@@ -75,6 +77,7 @@ impl Hub {
             counters: Counters::default(),
             runtime: Handle::current(),
             declared: Mutex::default(),
+            settling: tokio::sync::RwLock::default(),
             leases: Mutex::default(),
             feeds: Mutex::default(),
             queues: Mutex::default(),
@@ -184,6 +187,8 @@ impl Hub {
         }
         let (now, feeds) = (self.clock.now(), std::mem::take(&mut *guard(&self.feeds)));
         feeds.iter().for_each(|feed| feed.fail(&error::closed()));
+        // One that takes too long ends in a duplicate, as in a crash.
+        drop(tokio::time::timeout(self.config.patience, self.settling.write()).await);
         let held = self.leases().take_all(now);
         self.release(held).await;
         self.servers.iter().for_each(|server| server.close());

@@ -38,6 +38,7 @@ mod request;
 mod send;
 mod server;
 mod settle;
+mod touch;
 mod tubes;
 mod wait;
 mod walk;

@@ -72,21 +72,22 @@ impl Hub {
     fn inserted(&self, server: &Server, link: &Arc<Link>, task: &Envelope, reply: &Reply) -> Result<Accepted> {
         match reply {
             Reply::Inserted(id) => Ok(Accepted { native_id: Some(self.native_id(server, *id).into()) }),
-            Reply::Buried(Some(id)) => {
-                self.unbury(link, *id);
-                Err(error::unexpected(reply, "put"))
-            }
             Reply::Refused(Refusal::JobTooBig) => {
                 // The server was restarted with another limit since it was asked.
                 Err(Error::too_large(task.body.len() as u64, server.facts().max_body))
             }
-            other => Err(error::unexpected(other, "put")),
+            other => {
+                self.unbury(link, other);
+                Err(error::unexpected(other, "put"))
+            }
         }
     }
 
     /// Removes a job that the server took without a place in line: its sender is told that it was not taken.
-    pub(crate) fn unbury(&self, link: &Link, id: u64) {
-        drop(link.submit(Request::of(&Command::Delete(id))));
+    pub(crate) fn unbury(&self, link: &Link, reply: &Reply) {
+        if let Reply::Buried(Some(id)) = reply {
+            drop(link.submit(Request::of(&Command::Delete(*id))));
+        }
     }
 
     /// The largest body that every server takes.

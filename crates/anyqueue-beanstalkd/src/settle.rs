@@ -1,11 +1,10 @@
-//! Settling and touching.
+//! Settling.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::time::{MAX_TTR, check_ttr};
-use anyqueue_core::{Effect, Envelope, Error, Moment, Receipt, Result, Settlement, Settler, Touch, async_trait};
+use anyqueue_core::{Effect, Envelope, Error, ErrorKind, Receipt, Result, Settlement, Settler, Touch, async_trait};
 
 use futures::future::join_all;
 
@@ -18,10 +17,10 @@ use crate::tubes::Tubes;
 use crate::wire::{Command, Refusal, Reply};
 
 /// Ends and renews leases of one queue.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct BeanstalkdSettler {
-    hub: Arc<Hub>,
-    tubes: Arc<Tubes>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) tubes: Arc<Tubes>,
 }
 
 /// One item of a batch, with the reservation that it ends.
@@ -36,6 +35,26 @@ struct Item<'a> {
 impl BeanstalkdSettler {
     pub(crate) fn new(hub: Arc<Hub>, tubes: Arc<Tubes>) -> Self {
         Self { hub, tubes }
+    }
+
+    async fn settle_all(&self, batch: &[(Receipt, Settlement)]) -> Vec<Result<()>> {
+        let _under_way = self.hub.settling.read().await;
+        if self.hub.is_closed() {
+            return batch.iter().map(|_| Err(error::closed())).collect();
+        }
+        let mut answers: Vec<Result<()>> = batch.iter().map(|_| Ok(())).collect();
+        let by_link: Vec<(u64, Vec<Item<'_>>)> = self.by_link(batch, &mut answers).into_iter().collect();
+        let settle = async |(link, items): &(u64, Vec<Item<'_>>)| match self.hub.link(*link) {
+            Some(link) => self.settle_on(&link, items).await,
+            None => items.iter().map(|item| (item.at, Err(Error::lease_lost()))).collect(),
+        };
+        // All connections are written to before any answer is waited for: one that is slow costs the others no time.
+        let settled = join_all(by_link.iter().map(settle)).await;
+        for ((_, items), settled) in by_link.into_iter().zip(settled) {
+            self.restore_failed(batch, items, &settled);
+            settled.into_iter().for_each(|(at, answer)| answers[at] = answer);
+        }
+        answers
     }
 
     /// Sorts a batch by connection. What cannot be settled has its answer already.
@@ -77,13 +96,19 @@ impl BeanstalkdSettler {
             Settlement::Release(next) => {
                 request.push(&Command::Release { id: lease.job, priority: next.priority, delay: seconds(next.delay) })
             }
-            Settlement::Retry(next) => request.push_to(self.tubes.of(next.priority), &put(next, next.priority)),
-            // All held tasks have one priority: then they stand in the order in which they were held.
-            Settlement::Hold(next, _) => request.push_to(&self.tubes.held, &put(next, 0)),
+            Settlement::Retry(next) | Settlement::Hold(next, _) => self.push_copy(&mut request, what, next),
         };
         let places = items.iter().map(|item| (now < item.lease.deadline).then(|| place(item))).collect();
         items.iter().for_each(|item| request.keep(item.lease.counted.clone()));
         (request, places)
+    }
+
+    fn push_copy(&self, request: &mut Request, what: &Settlement, next: &Envelope) -> usize {
+        match what {
+            // All held tasks have one priority: then they stand in the order in which they were held.
+            Settlement::Hold(..) => request.push_to(&self.tubes.held, &put(next, 0)),
+            _ => request.push_to(self.tubes.of(next.priority), &put(next, next.priority)),
+        }
     }
 
     async fn settle_on(&self, link: &Link, items: &[Item<'_>]) -> Vec<(usize, Result<()>)> {
@@ -92,7 +117,7 @@ impl BeanstalkdSettler {
             Ok(replies) => replies,
             Err(e) => return items.iter().map(|item| (item.at, Err(e.duplicate()))).collect(),
         };
-        let (mut answers, mut second) = (Vec::with_capacity(items.len()), Vec::new());
+        let (mut answers, mut second, mut refused) = (Vec::with_capacity(items.len()), Vec::new(), Vec::new());
         for (item, place) in items.iter().zip(places) {
             let Some(reply) = place.map(|place| &replies[place]) else {
                 answers.push((item.at, Err(Error::lease_lost())));
@@ -115,15 +140,56 @@ impl BeanstalkdSettler {
                     self.warn_of_bury(item);
                     second.push((item, bury(&item.lease)));
                 }
-                (Settlement::Retry(_) | Settlement::Hold(..), Reply::Buried(Some(copy))) => {
-                    self.hub.unbury(link, *copy);
-                    answers.push((item.at, Err(error::unexpected(reply, "put"))));
+                (Settlement::Retry(_) | Settlement::Hold(..), reply) => {
+                    self.hub.unbury(link, reply);
+                    refused.push((item, error::unexpected(reply, "put")));
                 }
                 (_, other) => answers.push((item.at, Err(error::unexpected(other, "settle")))),
             }
         }
+        let copied = self.put_elsewhere(link, refused, &mut answers).await;
+        second.extend(copied.into_iter().map(|item| (item, Command::Delete(item.lease.job))));
         answers.extend(self.second_steps(link, second).await);
         answers
+    }
+
+    /// Puts copies that a task's own server has no room for on another one: those that it took.
+    async fn put_elsewhere<'i>(
+        &self,
+        own: &Link,
+        mut refused: Vec<(&'i Item<'i>, Error)>,
+        answers: &mut Vec<(usize, Result<()>)>,
+    ) -> Vec<&'i Item<'i>> {
+        answers.extend(refused.extract_if(.., |(_, e)| e.kind() != ErrorKind::Full).map(|(item, e)| (item.at, Err(e))));
+        let mut copied = Vec::new();
+        for server in self.hub.by_turn().filter(|server| server.link(own.number).is_none()) {
+            if refused.is_empty() {
+                break;
+            }
+            let Ok(link) = server.asking().await else { continue };
+            let mut request = Request::default();
+            let mut place = |item: &Item<'_>| copy(item.what).map(|next| self.push_copy(&mut request, item.what, next));
+            let places: Vec<_> = refused.iter().map(|(item, _)| place(item)).collect();
+            match self.hub.call(&link, request).await {
+                Ok(replies) => {
+                    let mut places = places.into_iter();
+                    let mut took = |_: &mut (&Item<'_>, Error)| {
+                        let reply = places.next().flatten().map(|place| &replies[place]);
+                        reply
+                            .inspect(|reply| self.hub.unbury(&link, reply))
+                            .is_some_and(|reply| matches!(reply, Reply::Inserted(_)))
+                    };
+                    copied.extend(refused.extract_if(.., |item| took(item)).map(|(item, _)| item));
+                }
+                Err(e) if e.effect() == Effect::None => self.hub.noticed(server, &e),
+                Err(e) => {
+                    self.hub.noticed(server, &e);
+                    answers.extend(refused.drain(..).map(|(item, _)| (item.at, Err(e.duplicate()))));
+                }
+            }
+        }
+        answers.extend(refused.into_iter().map(|(item, e)| (item.at, Err(e))));
+        copied
     }
 
     /// Removes tasks whose copies are written, and buries those whose copies are too large. Confirmed first, removed second:
@@ -148,58 +214,6 @@ impl BeanstalkdSettler {
         };
         let (queue, job) = (self.tubes.queue.as_str(), item.lease.job);
         tracing::warn!(queue, job, size, limit, reason, "a task has grown too large to be put again: it is buried as it is");
-    }
-
-    async fn touch_on(&self, link: &Link, items: &[(usize, &Touch, Lease)]) -> Vec<(usize, Result<Duration>)> {
-        let before = self.hub.clock.now();
-        // One whose time is over meanwhile is answered as lost by the caller.
-        let items: Vec<_> = items.iter().filter(|(_, _, lease)| before < lease.deadline).collect();
-        let request = Request::all(items.iter().map(|(_, _, lease)| Command::Touch(lease.job)));
-        let replies = match self.hub.call(link, request).await {
-            Ok(replies) => replies,
-            Err(e) => return items.iter().map(|(at, _, _)| (*at, Err(e.duplicate()))).collect(),
-        };
-        let one = |((at, touch, lease), reply): (&&(usize, &Touch, Lease), Reply)| {
-            let answer = match reply {
-                Reply::Touched => Ok(self.touched(touch, lease, before)),
-                Reply::NotFound => Err(Error::lease_lost()),
-                other => Err(error::unexpected(&other, "touch")),
-            };
-            (*at, answer)
-        };
-        items.iter().zip(replies).map(one).collect()
-    }
-
-    /// Notes a touch. The server renews a job's own TTR; a longer lease is kept by touching again in time.
-    fn touched(&self, touch: &Touch, lease: &Lease, before: Moment) -> Duration {
-        self.hub.leases().extend(&touch.receipt, before + lease.ttr);
-        if touch.ttr > lease.ttr {
-            let (hub, receipt) = (Arc::downgrade(&self.hub), touch.receipt.clone());
-            self.hub.runtime.spawn(keep_touching(hub, receipt, before + touch.ttr));
-        }
-        let left = (before + lease.ttr.max(touch.ttr)).since(self.hub.clock.now());
-        left.max(Duration::from_millis(1))
-    }
-}
-
-/// Touches a job three times in each of its TTRs until a moment has come or its reservation has ended.
-async fn keep_touching(hub: Weak<Hub>, receipt: Receipt, until: Moment) {
-    loop {
-        let Some((clock, lease)) = hub.upgrade().and_then(|hub| {
-            let now = hub.clock.now();
-            let lease = hub.leases().get(&receipt, now).filter(|_| now < until).cloned()?;
-            Some((hub.clock.clone(), lease))
-        }) else {
-            return;
-        };
-        clock.sleep_until(clock.now() + lease.ttr / 3).await;
-        let Some(hub) = hub.upgrade() else { return };
-        let (before, link) = (hub.clock.now(), hub.link(lease.link));
-        let Some(link) = link.filter(|_| before < until && hub.leases().get(&receipt, before).is_some()) else { return };
-        match hub.call(&link, Request::of(&Command::Touch(lease.job))).await.as_deref() {
-            Ok([Reply::Touched]) => hub.leases().extend(&receipt, before + lease.ttr),
-            _ => return,
-        }
     }
 }
 
@@ -247,49 +261,20 @@ pub(crate) fn put(task: &Envelope, priority: u32) -> Command<'_> {
 #[async_trait]
 impl Settler for BeanstalkdSettler {
     async fn settle(&self, batch: &[(Receipt, Settlement)]) -> Vec<Result<()>> {
-        let mut answers: Vec<Result<()>> = batch.iter().map(|_| Ok(())).collect();
-        if self.hub.is_closed() {
-            answers.iter_mut().for_each(|answer| *answer = Err(error::closed()));
+        let answers = if batch.iter().any(|(_, what)| copy(what).is_some()) {
+            // Whoever asked may go at any moment, also when a copy is written and the original is not removed yet.
+            let (own, all) = (self.clone(), batch.to_vec());
+            let settled = self.hub.runtime.spawn(async move { own.settle_all(&all).await }).await;
+            settled.unwrap_or_else(|_| batch.iter().map(|_| Err(error::closed().effect_unknown())).collect())
         } else {
-            let by_link: Vec<(u64, Vec<Item<'_>>)> = self.by_link(batch, &mut answers).into_iter().collect();
-            let settle = async |(link, items): &(u64, Vec<Item<'_>>)| match self.hub.link(*link) {
-                Some(link) => self.settle_on(&link, items).await,
-                None => items.iter().map(|item| (item.at, Err(Error::lease_lost()))).collect(),
-            };
-            // All connections are written to before any answer is waited for: one that is slow costs the others no time.
-            let settled = join_all(by_link.iter().map(settle)).await;
-            for ((_, items), settled) in by_link.into_iter().zip(settled) {
-                self.restore_failed(batch, items, &settled);
-                settled.into_iter().for_each(|(at, answer)| answers[at] = answer);
-            }
-        }
+            self.settle_all(batch).await
+        };
         let named = |e: Error| e.during("settle").with("queue", &self.tubes.queue);
         answers.into_iter().map(|answer| answer.map_err(named)).collect()
     }
 
     async fn touch(&self, batch: &[Touch]) -> Vec<Result<Duration>> {
-        let mut answers: Vec<Result<Duration>> = batch.iter().map(|_| Err(Error::lease_lost())).collect();
-        let mut by_link = HashMap::<u64, Vec<(usize, &Touch, Lease)>>::new();
-        {
-            let (now, leases) = (self.hub.clock.now(), self.hub.leases());
-            for (at, touch) in batch.iter().enumerate() {
-                if self.hub.is_closed() {
-                    answers[at] = Err(error::closed());
-                } else if let Err(e) = check_ttr(touch.ttr, MAX_TTR, "anyqueue") {
-                    answers[at] = Err(e);
-                } else if let Some(lease) = leases.get(&touch.receipt, now) {
-                    by_link.entry(lease.link).or_default().push((at, touch, lease.clone()));
-                }
-            }
-        }
-        let touch = async |(link, items): (&u64, &Vec<_>)| match self.hub.link(*link) {
-            Some(link) => self.touch_on(&link, items).await,
-            None => Vec::new(),
-        };
-        for (at, answer) in join_all(by_link.iter().map(touch)).await.into_iter().flatten() {
-            answers[at] = answer;
-        }
         let named = |e: Error| e.during("touch").with("queue", &self.tubes.queue);
-        answers.into_iter().map(|answer| answer.map_err(named)).collect()
+        self.touch_all(batch).await.into_iter().map(|answer| answer.map_err(named)).collect()
     }
 }

@@ -4,7 +4,7 @@
 
 mod support;
 
-use anyqueue_core::{Effect, ErrorKind, Severity};
+use anyqueue_core::{Effect, ErrorKind, Settlement, Severity};
 use anyqueue_testkit::servers::beanstalkd;
 use anyqueue_testkit::{Process, Server};
 use rustix::process::{Pid, Signal, kill_process};
@@ -54,6 +54,43 @@ async fn a_draining_server_is_full_and_another_one_takes_the_tasks() {
         both.send(&queue, &[task(number)]).await.remove(0).unwrap();
     }
     assert_eq!(Plain::connect(other.address()).figure("stats-tube q", "current-jobs-ready"), "4");
+}
+
+#[tokio::test]
+async fn a_task_of_a_draining_server_is_retried_and_held_on_another_one() {
+    let (draining, other) = (beanstalkd::start(&[]).await.unwrap(), beanstalkd::start(&[]).await.unwrap());
+    let (alone, queue) = (connect_to(draining.address()).await, queue("q"));
+    alone.send(&queue, &[task(1), task(2)]).await.into_iter().for_each(|sent| drop(sent.unwrap()));
+    let broker = connect(&format!("beanstalkd://{},{}", draining.address(), other.address())).await.unwrap();
+    let mut consumer = consume(&*broker, &queue).await;
+    let got = reserve(&mut *consumer, SOON).await;
+    drain(&draining);
+    eventually("the server drains", || async { alone.send(&queue, &[task(3)]).await.remove(0).is_err() }).await;
+    let ends = [Settlement::Retry(task(1)), Settlement::Hold(task(2), "later".into())];
+    let batch: Vec<_> = got.iter().map(|got| got.receipt.clone()).zip(ends).collect();
+    assert_eq!(batch.len(), 2);
+    consumer.settler().settle(&batch).await.into_iter().for_each(Result::unwrap);
+    let mut there = Plain::connect(other.address());
+    let ready = |there: &mut Plain, tube| there.figure(&format!("stats-tube {tube}"), "current-jobs-ready");
+    assert_eq!((ready(&mut there, "q"), ready(&mut there, "q;held")), ("1".into(), "1".into()));
+    assert_eq!(Plain::connect(draining.address()).figure("stats", "current-jobs-reserved"), "0", "the originals are removed");
+}
+
+#[tokio::test]
+async fn a_task_that_no_server_has_room_for_again_comes_back_after_its_lease() {
+    let server = beanstalkd::start(&[]).await.unwrap();
+    let (broker, queue) = (connect_to(server.address()).await, queue("q"));
+    let mut short = task(1);
+    short.ttr = std::time::Duration::from_secs(2);
+    broker.send(&queue, &[short.clone()]).await.remove(0).unwrap();
+    let mut consumer = consume(&*broker, &queue).await;
+    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    drain(&server);
+    eventually("the server drains", || async { broker.send(&queue, &[task(2)]).await.remove(0).is_err() }).await;
+    let error = consumer.settler().settle(&[(got.receipt, Settlement::Hold(short, "why".into()))]).await.remove(0).unwrap_err();
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Full, Effect::None));
+    assert!(error.to_string().contains("draining"), "{error}");
+    assert_eq!(reserve(&mut *consumer, SOON * 2).await.len(), 1);
 }
 
 #[tokio::test]

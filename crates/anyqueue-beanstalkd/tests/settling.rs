@@ -4,9 +4,10 @@
 
 mod support;
 
-use anyqueue_core::{Settlement, State, Which};
+use anyqueue_core::{Defaults, Effect, Incoming, Settlement, State, Which};
 use anyqueue_testkit::Server;
 use anyqueue_testkit::servers::beanstalkd;
+use support::gate::Gate;
 use support::*;
 
 fn job(id: u64, tube: &str, ttr: u64) -> String {
@@ -126,4 +127,71 @@ async fn a_connection_that_is_slow_costs_the_settles_of_others_no_time() {
     eventually("both steps on the quick one", || async { quick.heard("delete 7") }).await;
     mute.open();
     settling.await.unwrap().into_iter().for_each(Result::unwrap);
+}
+
+#[tokio::test]
+async fn a_settle_that_nobody_waits_for_any_more_is_carried_to_its_end() {
+    let fake = Fake::start(&[
+        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("stats-job", &[&job(5, "q", 60)]),
+        ("put", &["later: INSERTED 6"]),
+    ]);
+    let broker = connect_to(fake.address).await;
+    let mut consumer = consume(&*broker, &queue("q")).await;
+    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    let settler = consumer.settler();
+    let settling = tokio::spawn(async move { settler.settle(&[(got.receipt, Settlement::Retry(task(1)))]).await });
+    eventually("the copy is on its way", || async { fake.lines().iter().any(|(_, line)| line.starts_with("put ")) }).await;
+    settling.abort();
+    assert!(settling.await.unwrap_err().is_cancelled());
+    let closing = tokio::spawn(async move { broker.close().await });
+    fake.open();
+    closing.await.unwrap().unwrap();
+    assert!(fake.heard("delete 5"), "not both of them are left, even if the broker is closed meanwhile: {:?}", fake.lines());
+}
+
+/// A retry of which the server has got the copy, and not the removal of the original.
+async fn between_copy_and_removal(end: impl AsyncFnOnce(&Gate, &anyqueue_testkit::Process)) {
+    let server = beanstalkd::start(&[]).await.unwrap();
+    let gate = Gate::before("delete ", server.address());
+    let (broker, queue) = (connect_to(gate.address).await, queue("q"));
+    let sent = with_data("once");
+    broker.send(&queue, std::slice::from_ref(&sent)).await.remove(0).unwrap();
+    let mut consumer = consume(&*broker, &queue).await;
+    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    let next = Incoming::read(&got, "default", Defaults::default()).failed(std::time::Duration::ZERO);
+    let settler = consumer.settler();
+    let settling = tokio::spawn(async move { settler.settle(&[(got.receipt, Settlement::Retry(next))]).await.remove(0) });
+    eventually("the removal is asked for", || async { gate.reached() }).await;
+    end(&gate, &server).await;
+    let error = settling.await.unwrap().unwrap_err();
+    assert_eq!(error.effect(), Effect::Unknown, "{error}");
+    let (broker, mut tasks) = (connect_to(server.address()).await, Vec::new());
+    let mut consumer = consume(&*broker, &queue).await;
+    while tasks.len() < 2 {
+        let got = reserve(&mut *consumer, SOON * 3).await;
+        assert!(!got.is_empty(), "lost: {tasks:?}");
+        done(&*consumer.settler(), &got).await;
+        tasks.extend(got.iter().map(|got| Incoming::read(got, "default", Defaults::default())));
+    }
+    assert!(tasks.iter().all(|task| task.id == sent.id), "one task twice: {tasks:?}");
+    let mut failed: Vec<_> = tasks.iter().map(|task| task.wire.failed).collect();
+    failed.sort_unstable();
+    assert_eq!(failed, [0, 1], "the original and its copy");
+    let stats = broker.admin().stats(&queue).await.unwrap();
+    assert_eq!((stats.ready.value(), stats.reserved.value(), stats.held.value()), (Some(0), Some(0), Some(0)));
+}
+
+#[tokio::test]
+async fn a_connection_cut_between_copy_and_removal_makes_a_duplicate_and_loses_nothing() {
+    between_copy_and_removal(async |gate, _| gate.cut()).await;
+}
+
+#[tokio::test]
+async fn a_server_killed_between_copy_and_removal_makes_a_duplicate_and_loses_nothing() {
+    between_copy_and_removal(async |_, server| {
+        server.kill().await.unwrap();
+        Server::start(server).await.unwrap();
+    })
+    .await;
 }

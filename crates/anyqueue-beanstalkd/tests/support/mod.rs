@@ -1,6 +1,8 @@
 //! Servers and clients for tests of single promises.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub(crate) mod gate;
+
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
