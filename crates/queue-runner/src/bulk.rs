@@ -137,10 +137,11 @@ impl Targets<'_> {
 /// Each line is a document of its own, so that serde's "line 1" would mislead.
 fn unnumbered(e: &serde_json::Error) -> String {
     let text = e.to_string();
-    match text.rsplit_once(" at line ") {
+    let text = match text.rsplit_once(" at line ") {
         Some((what, _)) => format!("{what} (column {})", e.column()),
         None => text,
-    }
+    };
+    if e.is_data() { text } else { format!("this is not JSON: {text}") }
 }
 
 pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, work: &Work) -> Result<u8> {

@@ -100,7 +100,7 @@ fn a_bad_line_is_named_and_the_rest_goes_on() {
     input.extend_from_slice(b"\xff\n{\"queue\":\"a\",\"task\":\"t\"}");
     let ran = place.run_with(&["--jsonl"], input.clone()).ends_with(3).says("sent 1503 tasks, 5 failed");
     let ran = ran
-        .complains("line 1505: ")
+        .complains("line 1505: this is not JSON: ")
         .complains("line 1506: queue `a` has no worker `x`")
         .complains("line 1507: unknown field `tsk`");
     ran.complains("line 1508: `queue` is missing").complains("line 1509: this is not UTF-8");

@@ -15,8 +15,6 @@ pub(crate) const SENDERS: usize = 64;
 pub(crate) const SLOTS: usize = 64;
 /// How often each is measured, by turns: a machine has slow minutes.
 const ROUNDS: usize = 5;
-pub(crate) const BODY: &str =
-    r#"{"id":1,"t":17000000000000,"kind":"noop","to":"someone@example.com","body":"Lorem ipsum dolor sit amet, consect"}"#;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Payload {
@@ -28,7 +26,13 @@ pub(crate) struct Payload {
 }
 
 pub(crate) fn payload(id: u64) -> Payload {
-    Payload { id, ..serde_json::from_str(BODY).expect("a payload") }
+    let (to, body) = ("someone@example.com".into(), "Lorem ipsum dolor sit amet, consect".into());
+    Payload { id, t: 17_000_000_000_000, kind: "noop".into(), to, body }
+}
+
+/// A task's data as a raw client sends it; anyqueue makes the same of its own.
+pub(crate) fn text(id: u64) -> String {
+    serde_json::to_string(&payload(id)).expect("JSON")
 }
 
 /// The least that a client of the same broker must do to keep the same promise. Rates are tasks per second.

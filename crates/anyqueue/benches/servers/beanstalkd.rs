@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use crate::load::{BODY, Payload, Raw, SENDERS, SLOTS, rate};
+use crate::load::{Payload, Raw, SENDERS, SLOTS, rate, text};
 
 const BATCH: usize = 32;
 
@@ -44,9 +44,9 @@ impl Connection {
 
 async fn send(address: SocketAddr, tasks: usize) {
     let mut connection = Connection::open(address).await;
-    let put = format!("put 1024 0 60 {}\r\n{BODY}\r\n", BODY.len());
-    for _ in 0..tasks {
-        connection.write(put.as_bytes()).await;
+    for id in 0..tasks {
+        let body = text(id as u64);
+        connection.write(format!("put 1024 0 60 {}\r\n{body}\r\n", body.len()).as_bytes()).await;
         assert!(connection.reply().await.starts_with("INSERTED"));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use redis::aio::MultiplexedConnection;
 use redis::{Script, pipe};
 
-use crate::load::{BODY, Payload, Raw, SENDERS, SLOTS, rate};
+use crate::load::{Payload, Raw, SENDERS, SLOTS, rate, text};
 
 const SEND: &str = "local id = redis.call('INCR', KEYS[1] .. ':seq')
 redis.call('HSET', KEYS[1] .. ':body', id, ARGV[1])
@@ -37,8 +37,8 @@ impl RawRedis {
             let mut connection = self.0.clone();
             tokio::spawn(async move {
                 let script = Script::new(SEND);
-                for _ in 0..each {
-                    let _: i64 = script.key(KEY).arg(BODY).invoke_async(&mut connection).await.expect("sends");
+                for id in 0..each {
+                    let _: i64 = script.key(KEY).arg(text(id as u64)).invoke_async(&mut connection).await.expect("sends");
                 }
             })
         });

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyqueue::core::Envelope;
 use anyqueue::{NewTask, Queue, QueueName, Queues, Runner, Task};
-use load::{BODY, Payload, Raw, SENDERS, SLOTS, counting, latency, meter, payload, rate, speed, wanted};
+use load::{Payload, Raw, SENDERS, SLOTS, counting, latency, meter, payload, rate, speed, wanted};
 use tokio::sync::Semaphore;
 
 async fn queues(path: &Path, durability: &str, more: &str) -> Queues {

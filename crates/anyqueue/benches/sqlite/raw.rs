@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::oneshot;
 
-use super::BODY;
+use super::load::{Payload, text};
 
 const SCHEMA: &str = "
     CREATE TABLE task(id INTEGER PRIMARY KEY, queue TEXT NOT NULL, state INTEGER NOT NULL DEFAULT 0,
@@ -29,11 +29,11 @@ impl Raw {
         Self(connection)
     }
 
-    fn insert(&mut self, count: usize) {
+    fn insert(&mut self, bodies: &[String]) {
         let transaction = self.0.transaction().expect("nobody else writes");
         let mut insert = transaction.prepare_cached(INSERT).expect("the schema is there");
-        for _ in 0..count {
-            insert.execute([BODY]).expect("inserts");
+        for body in bodies {
+            insert.execute([body]).expect("inserts");
         }
         drop(insert);
         transaction.commit().expect("commits");
@@ -41,7 +41,7 @@ impl Raw {
 
     pub(crate) fn one_by_one(&mut self, count: usize) -> (usize, Duration) {
         let start = Instant::now();
-        (0..count).for_each(|_| self.insert(1));
+        (0..count).for_each(|id| self.insert(&[text(id as u64)]));
         (count, start.elapsed())
     }
 
@@ -62,21 +62,24 @@ impl Raw {
             if got.is_empty() {
                 return (total, start.elapsed());
             }
+            got.iter().for_each(|(_, body)| drop(serde_json::from_str::<Payload>(body).expect("a payload")));
             total += got.len();
             done.extend(got.iter().map(|(id, _)| *id));
         }
     }
 }
 
+type Task = (String, oneshot::Sender<()>);
+
 /// A thread that commits what many send, in groups.
 pub(crate) struct Group {
-    inbox: SyncSender<oneshot::Sender<()>>,
+    inbox: SyncSender<Task>,
     thread: JoinHandle<Raw>,
 }
 
 impl Group {
     pub(crate) fn start(mut raw: Raw) -> Self {
-        let (inbox, jobs) = sync_channel::<oneshot::Sender<()>>(1024);
+        let (inbox, jobs) = sync_channel::<Task>(1024);
         let thread = std::thread::spawn(move || {
             while let Ok(first) = jobs.recv() {
                 let mut group = vec![first];
@@ -85,8 +88,9 @@ impl Group {
                 {
                     group.push(next);
                 }
-                raw.insert(group.len());
-                group.into_iter().for_each(|sender| sender.send(()).expect("the sender waits"));
+                let (bodies, senders): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+                raw.insert(&bodies);
+                senders.into_iter().for_each(|sender| sender.send(()).expect("the sender waits"));
             }
             raw
         });
@@ -100,9 +104,9 @@ impl Group {
             .map(|_| {
                 let inbox = self.inbox.clone();
                 tokio::spawn(async move {
-                    for _ in 0..each {
+                    for id in 0..each {
                         let (done, committed) = oneshot::channel();
-                        inbox.send(done).expect("the thread runs");
+                        inbox.send((text(id as u64), done)).expect("the thread runs");
                         committed.await.expect("commits");
                     }
                 })
