@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyqueue_core::{ConsumeOptions, Consumer, Delivery, Error, Moment, QueueName, Result, Settler, async_trait};
+use anyqueue_core::{
+    ConsumeOptions, Consumer, Delivery, Effect, Error, ErrorKind, Moment, QueueName, Result, Settler, async_trait,
+};
 use redis::Value;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
@@ -14,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 use crate::broker::Shared;
 use crate::error::strange;
 use crate::layout::{Answer, Keys, Lease, Stored, lease};
+use crate::orphans::Orphans;
 use crate::script::Script;
 use crate::settler::RedisSettler;
 
@@ -25,6 +28,8 @@ const ENOUGH: usize = 8 << 20;
 const LOOK: Duration = Duration::from_secs(15);
 /// The same while nobody can ring.
 const LOOK_UNRUNG: Duration = Duration::from_millis(200);
+/// How long the answer to a claim may take although nobody wants to wait as long: without it nothing is known.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// What a claim found. Dropped with tasks in it, it gives them back: wherever an answer gets lost, no task does.
 #[derive(Debug)]
@@ -41,10 +46,10 @@ struct Claimed {
 }
 
 /// One claim or return under way.
-struct Busy(Arc<Shared>);
+pub(crate) struct Busy(Arc<Shared>);
 
 impl Busy {
-    fn new(shared: &Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
         shared.open.fetch_add(1, Ordering::AcqRel);
         Self(shared.clone())
     }
@@ -64,7 +69,8 @@ impl Claimed {
     }
 }
 
-async fn return_leases(shared: &Shared, keys: &Keys, leases: Vec<Lease>) -> Result<()> {
+/// Makes tasks ready again as if they had never been claimed.
+pub(crate) async fn return_leases(shared: &Shared, keys: &Keys, leases: Vec<Lease>) -> Result<()> {
     if leases.is_empty() {
         return Ok(());
     }
@@ -106,22 +112,24 @@ pub(crate) struct RedisConsumer {
     pending: Option<oneshot::Receiver<Result<Claimed>>>,
     /// What came and was not handed out yet.
     buffer: Option<Claimed>,
+    orphans: Arc<Orphans>,
 }
 
 impl RedisConsumer {
     pub(crate) fn new(shared: Arc<Shared>, queue: QueueName, options: ConsumeOptions) -> Self {
         let keys = shared.keys(&queue);
         let bell = shared.bells.listen(keys.bell());
-        Self { shared, queue, keys, options, bell, pending: None, buffer: None }
+        let orphans = Arc::new(Orphans::new(keys.clone()));
+        Self { shared, queue, keys, options, bell, pending: None, buffer: None, orphans }
     }
 
     /// Sends a claim on its way, in a task of its own: who waits for the answer may go away.
-    fn ask(&mut self, max: NonZeroUsize) -> &mut oneshot::Receiver<Result<Claimed>> {
+    fn ask(&self, max: NonZeroUsize) -> oneshot::Receiver<Result<Claimed>> {
         let most = max.get().min(self.options.prefetch).clamp(1, MOST);
         let (first, end) = (*self.options.priorities.start(), self.options.priorities.end().checked_add(1));
         let (shared, keys, busy) = (self.shared.clone(), self.keys.clone(), Busy::new(&self.shared));
         let (tell, told) = oneshot::channel();
-        let number = fastrand::u64(..);
+        let (orphans, number) = (self.orphans.clone(), self.orphans.next_claim());
         tokio::spawn(async move {
             let asked = shared.clock.now();
             let answer = shared.run(Script::Reserve, &keys, |request| {
@@ -133,12 +141,30 @@ impl RedisConsumer {
                 };
                 request.arg(number.to_be_bytes().as_slice());
             });
-            let claimed = answer.await.and_then(|answer| claimed(answer, number, asked, shared, keys));
+            let claimed = answer.await.and_then(|answer| claimed(answer, number, asked, shared.clone(), keys));
+            if claimed.as_ref().is_err_and(|e| e.effect() == Effect::Unknown) {
+                orphans.add(number, &shared);
+            }
             // Where nobody listens any more, what was claimed comes back with the error and is dropped.
             drop(tell.send(claimed));
             drop(busy);
         });
-        self.pending.insert(told)
+        told
+    }
+
+    /// The answer to the claim under way. When it is late, the next call goes on waiting for it.
+    async fn answer(&mut self, end: Moment) -> Result<Claimed> {
+        let Some(pending) = &mut self.pending else { return Err(given_up()) };
+        let answer = tokio::select! {
+            biased;
+            answer = pending => answer,
+            () = self.shared.clock.sleep_until(end) => {
+                let text = "the server has not answered yet; the next call goes on waiting for what it finds";
+                return Err(Error::new(ErrorKind::Timeout, text));
+            }
+        };
+        self.pending = None;
+        answer.unwrap_or_else(|_| Err(given_up()))
     }
 
     fn hand_out(&mut self, max: NonZeroUsize) -> Vec<Delivery> {
@@ -171,7 +197,7 @@ fn given_up() -> Error {
 
 /// Reads the answer to a claim.
 fn claimed(answer: Value, number: u64, asked: Moment, shared: Arc<Shared>, keys: Arc<Keys>) -> Result<Claimed> {
-    let (now, tasks, next) = match Answer::read(answer).ok_or_else(|| strange("reserve"))? {
+    let (now, tasks, next) = match Answer::read(answer).ok_or_else(|| strange("reserve").effect_unknown())? {
         Answer::Nothing(wait) => (0, Vec::new(), wait.map(Duration::from_millis)),
         Answer::Taken(now, tasks) => (now, tasks, Some(Duration::ZERO)),
     };
@@ -192,7 +218,8 @@ fn delivery(task: Stored, number: u64, now: u64, asked: Moment, queue: &QueueNam
 #[async_trait]
 impl Consumer for RedisConsumer {
     async fn reserve(&mut self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
-        let end = self.shared.clock.now() + wait;
+        let began = self.shared.clock.now();
+        let end = began + wait;
         loop {
             self.shared.check().map_err(|e| e.during("reserve"))?;
             let ready = self.hand_out(max);
@@ -202,11 +229,10 @@ impl Consumer for RedisConsumer {
             if self.pending.is_none() {
                 // Before the claim: what comes after it must be noticed.
                 self.bell.mark_unchanged();
-                self.ask(max);
+                self.pending = Some(self.ask(max));
             }
-            let answer = self.pending.as_mut().expect("asked above").await.unwrap_or_else(|_| Err(given_up()));
-            self.pending = None;
-            let claimed = answer.map_err(|e| e.during("reserve").with("queue", &self.queue))?;
+            let claimed =
+                self.answer(end.max(began + ANSWER)).await.map_err(|e| e.during("reserve").with("queue", &self.queue))?;
             if !claimed.tasks.is_empty() {
                 self.buffer = Some(claimed);
                 continue;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyqueue_core::{Error, ErrorKind, Result};
 use redis::aio::MultiplexedConnection;
@@ -121,7 +122,8 @@ impl Dial {
 
     /// Has the system notice a network that swallows everything, on connections too that nobody asks for a sign of life.
     fn watch_over(&self, stream: &TcpStream) -> std::io::Result<()> {
-        let (socket, liveness) = (SockRef::from(stream), self.config.liveness);
+        // The system counts whole seconds, and does not take none.
+        let (socket, liveness) = (SockRef::from(stream), self.config.liveness.max(Duration::from_secs(1)));
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(liveness).with_interval(liveness))?;
         #[cfg(target_os = "linux")]
         socket.set_tcp_user_timeout(Some(liveness * 2))?;

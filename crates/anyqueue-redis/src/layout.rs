@@ -193,6 +193,19 @@ pub(crate) fn lease(receipt: &Receipt) -> Option<Lease> {
     Some(lease)
 }
 
+/// The pattern of all leases whose claim's number begins like this.
+pub(crate) fn claims_of(consumer: u32) -> Vec<u8> {
+    let mut pattern = vec![b'-'; 29];
+    for byte in consumer.to_be_bytes() {
+        if b"*?[]\\^-".contains(&byte) {
+            pattern.push(b'\\');
+        }
+        pattern.push(byte);
+    }
+    pattern.push(b'*');
+    pattern
+}
+
 /// What `reserve.lua` answers.
 #[derive(Debug)]
 pub(crate) enum Answer {

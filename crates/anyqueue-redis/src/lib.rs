@@ -67,6 +67,7 @@ mod dial;
 mod error;
 mod layout;
 mod node;
+mod orphans;
 mod script;
 mod servers;
 mod settler;

@@ -14,7 +14,7 @@ use tokio::runtime::{Handle, Id};
 use crate::config::Address;
 use crate::dial::{Dial, Link};
 use crate::error::{Fault, closed};
-use crate::script::{Script, Texts, texts};
+use crate::script::Script;
 
 /// The first pause after a connection could not be made; it doubles, with jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -153,8 +153,8 @@ impl Node {
     }
 
     /// Gives the server a script that it does not know (any more).
-    pub(crate) async fn teach(&self, script: Script, texts: &Texts) -> Result<(), Fault> {
-        self.send(cmd("SCRIPT").arg("LOAD").arg(&texts[script as usize].code)).await.map(drop)
+    pub(crate) async fn teach(&self, script: Script) -> Result<(), Fault> {
+        self.send(cmd("SCRIPT").arg("LOAD").arg(&script.text().code)).await.map(drop)
     }
 
     /// Asks for a sign of life; a connection that gives none is let go.
@@ -170,7 +170,7 @@ impl Node {
         }
     }
 
-    /// What the server says of itself: mode, role and version, and the scripts that fit.
+    /// What the server says of itself: mode, role and version.
     pub(crate) async fn hello(&self) -> Result<Hello, Fault> {
         let answer = self.send(&cmd("HELLO")).await?;
         Ok(Hello::read(answer))
@@ -216,9 +216,5 @@ impl Hello {
             }
         }
         hello
-    }
-
-    pub(crate) fn texts(&self) -> &'static Texts {
-        texts(&self.version)
     }
 }

@@ -13,7 +13,7 @@ use crate::dial::Dial;
 use crate::error::{Fault, strange};
 use crate::layout::Keys;
 use crate::node::{Hello, Node};
-use crate::script::{Script, Texts};
+use crate::script::Script;
 
 /// How often a request is sent on from node to node before we give up.
 const REDIRECTS: usize = 8;
@@ -37,7 +37,6 @@ pub(crate) enum Standing {
 pub(crate) struct Servers {
     pub(crate) standing: Standing,
     pub(crate) hello: Hello,
-    texts: &'static Texts,
     dial: Arc<Dial>,
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
     map: Mutex<Map>,
@@ -89,7 +88,6 @@ impl Servers {
         let (standing, hello, node) = first_of(&dial).await?;
         let servers = Self {
             standing,
-            texts: hello.texts(),
             hello,
             map: Mutex::new(Map::of_one(node.address.clone())),
             nodes: Mutex::new(HashMap::from([(node.address.clone(), node)])),
@@ -179,7 +177,7 @@ impl Servers {
     /// Begins a request.
     pub(crate) fn request(&self, script: Script, keys: &Keys) -> Request {
         let mut command = cmd("EVALSHA");
-        command.arg(&self.texts[script as usize].sha).arg(keys.names.len());
+        command.arg(&script.text().sha).arg(keys.names.len());
         command.arg(&keys.names);
         Request { script, slot: keys.slot, command }
     }
@@ -220,7 +218,7 @@ impl Servers {
             match (fault.code(), script) {
                 (Some("NOSCRIPT"), Some(script)) if taught < LESSONS => {
                     taught += 1;
-                    node.teach(script, self.texts).await.map_err(|fault| fault.explain(&address))?;
+                    node.teach(script).await.map_err(|fault| fault.explain(&address))?;
                     asked = asking;
                 }
                 // While keys are on their way, ASK here and TRYAGAIN there may take turns for long.

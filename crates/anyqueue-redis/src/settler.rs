@@ -1,9 +1,10 @@
 //! Settling and touching.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyqueue_core::{Envelope, Error, QueueName, Receipt, Result, Settlement, Settler, Touch, async_trait, time};
+use anyqueue_core::{Effect, Envelope, Error, QueueName, Receipt, Result, Settlement, Settler, Touch, async_trait, time};
 use redis::Value;
 
 use crate::broker::{REQUEST, Shared, all_failed};
@@ -13,6 +14,8 @@ use crate::script::Script;
 
 /// Items that go into one request.
 const MOST: usize = 1024;
+/// Settlements without an answer that are remembered; when there are more, all are forgotten.
+const UNANSWERED: usize = 16_384;
 
 /// Ends and renews leases of one queue.
 #[derive(Debug)]
@@ -20,11 +23,44 @@ pub(crate) struct RedisSettler {
     shared: Arc<Shared>,
     queue: QueueName,
     keys: Arc<Keys>,
+    /// Leases that may have been settled already. If they have been, saying so again is no late settlement.
+    unanswered: Mutex<HashSet<Lease>>,
+}
+
+/// What the server says of one lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    /// It was there.
+    Good,
+    /// It has ended, and its task is where it was: others may have it.
+    Lost,
+    /// It has ended, and somebody has settled its task.
+    Settled,
 }
 
 impl RedisSettler {
     pub(crate) fn new(shared: Arc<Shared>, queue: QueueName, keys: Arc<Keys>) -> Self {
-        Self { shared, queue, keys }
+        Self { shared, queue, keys, unanswered: Mutex::default() }
+    }
+
+    /// What becomes of a settlement, and what is remembered of it for the next try.
+    fn settled(&self, lease: &Lease, answer: Result<Word>) -> Result<()> {
+        let lost = match &answer {
+            Ok(Word::Good) => return Ok(()),
+            Ok(_) => true,
+            Err(e) if e.effect() == Effect::Unknown => false,
+            Err(_) => return answer.map(drop),
+        };
+        let mut unanswered = self.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
+        if lost {
+            let ours = unanswered.remove(lease) && matches!(answer, Ok(Word::Settled));
+            return if ours { Ok(()) } else { Err(Error::lease_lost()) };
+        }
+        if unanswered.len() >= UNANSWERED {
+            unanswered.clear();
+        }
+        unanswered.insert(*lease);
+        answer.map(drop)
     }
 
     async fn done(&self, leases: Vec<&Lease>) -> Result<Value> {
@@ -59,7 +95,7 @@ impl RedisSettler {
         items: &'a [(usize, T)],
         size: impl Fn(&T) -> usize,
         run: impl Fn(Vec<&'a T>) -> R,
-    ) -> Vec<(usize, Result<()>)> {
+    ) -> Vec<(usize, Result<Word>)> {
         let mut answers = Vec::with_capacity(items.len());
         let mut left = items;
         while !left.is_empty() {
@@ -93,12 +129,15 @@ fn word(settlement: &Settlement) -> (&'static str, Option<&Envelope>) {
 }
 
 /// One answer per item: 0 is good for all, a text says it of each.
-fn spread(answer: Result<Value>, items: usize) -> Vec<Result<()>> {
+fn spread(answer: Result<Value>, items: usize) -> Vec<Result<Word>> {
+    let read = |letter| match letter {
+        b'1' => Ok(Word::Good),
+        b'x' => Ok(Word::Settled),
+        _ => Ok(Word::Lost),
+    };
     match answer {
-        Ok(Value::Int(_)) => (0..items).map(|_| Ok(())).collect(),
-        Ok(Value::BulkString(text)) if text.len() == items => {
-            text.into_iter().map(|there| if there == b'1' { Ok(()) } else { Err(Error::lease_lost()) }).collect()
-        }
+        Ok(Value::Int(_)) => (0..items).map(|_| Ok(Word::Good)).collect(),
+        Ok(Value::BulkString(text)) if text.len() == items => text.into_iter().map(read).collect(),
         Ok(_) => all_failed(&strange("settle"), items).collect(),
         Err(e) => all_failed(&e, items).collect(),
     }
@@ -118,12 +157,13 @@ impl Settler for RedisSettler {
             }
             answers.push(lease.map(drop));
         }
-        let (dones, others) = tokio::join!(
+        let (answered_dones, answered_others) = tokio::join!(
             self.in_parts(&dones, |_| 0, |part| self.done(part)),
             self.in_parts(&others, weight, |part| self.others(part)),
         );
-        for (at, answer) in dones.into_iter().chain(others) {
-            answers[at] = answer;
+        let leases = dones.iter().map(|(_, lease)| lease).chain(others.iter().map(|(_, (lease, _))| lease));
+        for (lease, (at, answer)) in leases.zip(answered_dones.into_iter().chain(answered_others)) {
+            answers[at] = self.settled(lease, answer);
         }
         answers.into_iter().map(|answer| answer.map_err(|e| e.during("settle").with("queue", &self.queue))).collect()
     }
@@ -152,7 +192,7 @@ impl Settler for RedisSettler {
             },
         );
         for (at, answer) in touched.await {
-            answers[at] = answer;
+            answers[at] = answer.and_then(|word| if word == Word::Good { Ok(()) } else { Err(Error::lease_lost()) });
         }
         let named = |e: Error| e.during("touch").with("queue", &self.queue);
         answers.into_iter().zip(batch).map(|(answer, touch)| answer.map(|()| touch.ttr).map_err(named)).collect()

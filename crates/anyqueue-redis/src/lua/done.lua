@@ -1,4 +1,5 @@
--- ARGV: leases. Answers with 0, or where some are stale with a text of '1' for each that was there and '0' for the others.
+-- ARGV: leases. Answers with 0, or where some are stale with a text of '1' for each that was there, and for the others what
+-- `stale.lua` says of them.
 local there = redis.call('ZMSCORE', RESERVED, unpack(ARGV))
 local leases, ids, answers = {}, {}, {}
 for i = 1, #ARGV do
@@ -6,7 +7,7 @@ for i = 1, #ARGV do
     leases[#leases + 1] = ARGV[i]
     ids[#ids + 1] = string.sub(ARGV[i], -16)
   end
-  answers[i] = there[i] and '1' or '0'
+  answers[i] = there[i] and '1' or stale(ARGV[i])
 end
 local all = #leases == #ARGV
 if #leases > 0 then

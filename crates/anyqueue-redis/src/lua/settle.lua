@@ -1,7 +1,7 @@
 -- ARGV: of each item what to do, its lease, a delay in milliseconds and what follows the stamp of its next form:
 -- 'back' (given back unseen), 'release' (as it is), 'retry' and 'hold' (in its next form). Answers as `done.lua` does.
 local now = milliseconds()
-local answers, soonest, stale = {}, NEVER, false
+local answers, soonest, all = {}, NEVER, true
 
 local function put(at, delay)
   if delay == 0 then
@@ -27,8 +27,8 @@ for i = 1, #ARGV, 4 do
   local what, lease, delay = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   local id = string.sub(lease, -16)
   if redis.call('ZREM', RESERVED, lease) == 0 then
-    stale = true
-    answers[#answers + 1] = '0'
+    all = false
+    answers[#answers + 1] = stale(lease)
   else
     answers[#answers + 1] = '1'
     if what == 'back' then
@@ -47,4 +47,4 @@ for i = 1, #ARGV, 4 do
   end
 end
 ring(soonest)
-return stale and table.concat(answers) or 0
+return all and 0 or table.concat(answers)
