@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +13,8 @@ use anyqueue_core::{BoxError, async_trait};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
+
+use crate::port::Port;
 
 /// A broker's server that a trial may do anything to.
 #[async_trait]
@@ -96,19 +98,11 @@ impl Launch {
     }
 }
 
-/// A port on which nobody listens now.
-///
-/// # Errors
-/// What the system says.
-pub fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
 /// A server process. Dropping it kills it and removes its folder.
 #[derive(Debug)]
 pub struct Process {
     launch: Launch,
-    port: u16,
+    port: Port,
     folder: TempDir,
     child: Mutex<Option<Child>>,
 }
@@ -120,7 +114,7 @@ impl Process {
     /// If it cannot be started, ends at once or is not ready in time; its output is in the text.
     pub async fn start(launch: Launch) -> Result<Self, BoxError> {
         let folder = tempfile::Builder::new().prefix("anyqueue-server-").tempdir()?;
-        let process = Self { launch, port: free_port()?, folder, child: Mutex::default() };
+        let process = Self { launch, port: Port::take()?, folder, child: Mutex::default() };
         Server::start(&process).await?;
         Ok(process)
     }
@@ -150,7 +144,7 @@ impl Process {
 
     fn spawn(&self) -> io::Result<()> {
         let dir = self.folder.path().display().to_string();
-        let fill = |text: &String| text.replace("{port}", &self.port.to_string()).replace("{dir}", &dir);
+        let fill = |text: &String| text.replace("{port}", &self.port.number.to_string()).replace("{dir}", &dir);
         let log = File::create(self.log())?;
         let child = Command::new(&self.launch.program)
             .args(self.launch.arguments.iter().map(fill))
@@ -196,7 +190,7 @@ impl Process {
 #[async_trait]
 impl Server for Process {
     fn address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port).into()
+        (Ipv4Addr::LOCALHOST, self.port.number).into()
     }
 
     async fn start(&self) -> Result<(), BoxError> {
