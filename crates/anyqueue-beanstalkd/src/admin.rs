@@ -129,10 +129,14 @@ fn is_near(sent: SystemTime, now: SystemTime, age: u64) -> bool {
 
 async fn delete(hub: &Hub, tubes: &Tubes, ids: &[TaskId]) -> Result<Vec<Result<()>>> {
     let mut found: HashMap<TaskId, (Arc<Link>, Found)> = HashMap::new();
-    let (live, unasked) = hub.live_of_all().await?;
+    let (live, mut unasked) = hub.live_of_all().await?;
     for (server, link) in live {
         let missing: HashSet<TaskId> = ids.iter().filter(|id| !found.contains_key(id)).copied().collect();
-        found.extend(hub.find(server, &link, tubes, missing).await?.into_iter().map(|(id, job)| (id, (link.clone(), job))));
+        match hub.find(server, &link, tubes, missing).await {
+            Ok(jobs) => found.extend(jobs.into_iter().map(|(id, job)| (id, (link.clone(), job)))),
+            // It may know those that are found nowhere else.
+            Err(e) => unasked = Err(e),
+        }
     }
     let busy = |id| Error::new(ErrorKind::Busy, format!("task {id} is reserved by a worker; delete it once its lease has ended"));
     let missing = |id| match &unasked {
@@ -144,10 +148,11 @@ async fn delete(hub: &Hub, tubes: &Tubes, ids: &[TaskId]) -> Result<Vec<Result<(
         let answer = match found.remove(id) {
             None => Err(missing(id)),
             Some((_, job)) if job.seen.state == State::Reserved => Err(busy(id)),
-            Some((link, job)) => match hub.call(&link, Request::of(&Command::Delete(job.seen.id))).await?.as_slice() {
-                [Reply::Deleted] => Ok(()),
+            Some((link, job)) => match hub.call(&link, Request::of(&Command::Delete(job.seen.id))).await {
+                Ok(replies) if matches!(replies.as_slice(), [Reply::Deleted]) => Ok(()),
                 // It was there a moment ago.
-                _ => Err(busy(id)),
+                Ok(_) => Err(busy(id)),
+                Err(e) => Err(e),
             },
         };
         answers.push(answer.map_err(|e| e.during("delete").with("queue", &tubes.queue)));

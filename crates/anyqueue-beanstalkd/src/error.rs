@@ -33,7 +33,9 @@ fn refused(refusal: Refusal, command: &'static str) -> Error {
         Refusal::InternalError => (ErrorKind::Protocol, "beanstalkd found a fault in itself; see its log"),
         Refusal::BadFormat | Refusal::ExpectedCrlf => (ErrorKind::Protocol, "beanstalkd did not understand what it was sent"),
     };
-    Error::new(kind, format!("{text} ({command}: {word})"))
+    let error = Error::new(kind, format!("{text} ({command}: {word})"));
+    // It is said after a job was changed in memory and could not be written down, say.
+    if refusal == Refusal::InternalError { error.effect_unknown() } else { error }
 }
 
 fn word(reply: &Reply) -> &'static str {
@@ -88,6 +90,8 @@ pub(crate) fn closed() -> Error {
 
 #[cfg(test)]
 mod tests {
+    use anyqueue_core::Effect;
+
     use super::*;
 
     #[test]
@@ -96,6 +100,8 @@ mod tests {
         assert!(draining.is_retryable() && draining.to_string().ends_with("(put: DRAINING)"), "{draining}");
         assert!(unexpected(&Reply::Refused(Refusal::OutOfMemory), "put").is_retryable());
         assert!(unexpected(&Reply::Buried(Some(3)), "put").is_retryable());
+        let fault = unexpected(&Reply::Refused(Refusal::InternalError), "put");
+        assert_eq!((draining.effect(), fault.effect()), (Effect::None, Effect::Unknown));
         assert_eq!(unexpected(&Reply::Refused(Refusal::UnknownCommand), "x").kind(), ErrorKind::Unsupported);
         assert_eq!(unexpected(&Reply::Deleted, "put").to_string(), "beanstalkd answered DELETED to `put`");
         assert_eq!(unexpected(&Reply::NotFound, "peek").kind(), ErrorKind::NotFound);

@@ -249,6 +249,12 @@ impl Inner {
                 }
                 continue;
             }
+            if due.of.changes.front() == Some(&due.replies.len()) {
+                due.of.changes.pop_front();
+                if !matches!(reply, Reply::Using(_)) {
+                    return Err(error::unexpected(&reply, "use"));
+                }
+            }
             due.replies.push(reply);
             due.of.left -= 1;
             if due.of.left == 0

@@ -1,5 +1,6 @@
 //! What is asked of a connection in one go, and which tubes it has chosen.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -29,6 +30,8 @@ pub(crate) struct Request {
     bytes: Vec<u8>,
     replies: usize,
     used: Option<(Tube, Tube)>,
+    /// The places of the answers to changes of the tube used.
+    changes: VecDeque<usize>,
     watched: Option<Vec<Tube>>,
     wait: Duration,
     counted: Vec<Counted>,
@@ -41,6 +44,8 @@ pub(crate) struct Written {
     pub(crate) choosing: usize,
     /// Answers to the request itself.
     pub(crate) left: usize,
+    /// The places of those among them that must say that another tube is used.
+    pub(crate) changes: VecDeque<usize>,
     /// How long they may take.
     pub(crate) wait: Duration,
     /// The jobs that stay counted to the connection until then.
@@ -86,7 +91,8 @@ impl Request {
             Some((_, last)) if last == tube => {}
             Some((_, last)) => {
                 *last = tube.clone();
-                self.push(&Command::Use(tube));
+                let place = self.push(&Command::Use(tube));
+                self.changes.push_back(place);
             }
         }
         self.push(command)
@@ -130,7 +136,7 @@ impl Request {
         }
         out.extend_from_slice(&choosing.bytes);
         out.extend_from_slice(&self.bytes);
-        Written { choosing: choosing.replies, left: self.replies, wait: self.wait, _counted: self.counted }
+        Written { choosing: choosing.replies, left: self.replies, changes: self.changes, wait: self.wait, _counted: self.counted }
     }
 }
 

@@ -4,7 +4,7 @@
 
 mod support;
 
-use anyqueue_core::{Broker, Defaults, Incoming, QueueName, State, TaskId, Which};
+use anyqueue_core::{Broker, Defaults, Effect, ErrorKind, Incoming, QueueName, State, TaskId, Which};
 use anyqueue_testkit::Server;
 use anyqueue_testkit::servers::beanstalkd;
 use support::*;
@@ -109,6 +109,35 @@ async fn a_pause_that_the_server_forgot_is_kept_up_by_the_workers() {
     assert_ne!(other.figure("stats-tube q", "pause"), "0", "it was told again");
     broker.admin().resume(&queue).await.unwrap();
     assert_eq!(reserve(&mut *consumer, SOON).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_at_one_delete_leaves_the_other_answers_true() {
+    let (tasks, none) = ([task(1), task(2)], "NOT_FOUND");
+    let job = |id: u64| {
+        with_body(&format!("---\nid: {id}\ntube: q\nstate: ready\npri: 1024\nage: 0\ndelay: 0\nttr: 60\nreserves: 0\n"))
+    };
+    let body = |id: u64| {
+        let text = String::from_utf8(tasks[id as usize - 1].body.to_vec()).unwrap();
+        format!("FOUND {id} {}\r\n{text}", text.len())
+    };
+    let count = with_body("---\ncurrent-jobs-ready: 2\n");
+    let fake = Fake::start(&[
+        ("stats-tube", &[&count, none, &count, none]),
+        ("put", &["INSERTED 3"]),
+        ("stats-job", &[none, &job(2), &job(1)]),
+        ("peek", &[&body(2), &body(1)]),
+        ("delete", &["DELETED", "DELETED", "what is this?"]),
+    ]);
+    let broker = connect_to(fake.address).await;
+    let answers =
+        broker.admin().delete(&queue("q"), &[tasks[0].id, tasks[1].id, TaskId::new(std::time::SystemTime::now())]).await;
+    let kinds: Vec<_> = answers.into_iter().map(|answer| answer.map_err(|e| (e.kind(), e.effect()))).collect();
+    assert_eq!(
+        kinds,
+        [Ok(()), Err((ErrorKind::Protocol, Effect::Unknown)), Err((ErrorKind::NotFound, Effect::None))],
+        "one is removed, one perhaps, and one is not there"
+    );
 }
 
 #[tokio::test]

@@ -106,6 +106,31 @@ async fn a_server_without_memory_keeps_nothing_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_tube_that_cannot_be_chosen_ends_the_connection() {
+    let fake = Fake::start(&[("use", &["USING q;p0-512", "OUT_OF_MEMORY", "USING q"]), ("put", &["INSERTED 1"])]);
+    let (broker, queue) = (connect(&format!("beanstalkd://{}?bands=512", fake.address)).await.unwrap(), queue("q"));
+    let mut urgent = task(1);
+    urgent.priority = 0;
+    for answer in broker.send(&queue, &[urgent, task(2)]).await {
+        let error = answer.unwrap_err();
+        assert_eq!(error.effect(), Effect::Unknown, "the second one may be among the urgent ones now: {error}");
+        assert!(error.to_string().contains("(use: OUT_OF_MEMORY)"), "{error}");
+    }
+    broker.send(&queue, &[task(3)]).await.remove(0).unwrap();
+    let connections: Vec<_> = fake.lines().iter().filter(|(_, line)| line.starts_with("put ")).map(|(link, _)| *link).collect();
+    assert_eq!(connections, [0, 0, 1], "what is used there now nobody knows");
+}
+
+#[tokio::test]
+async fn a_server_with_a_fault_may_have_taken_the_task() {
+    let faulty = Fake::start(&[("put", &["INTERNAL_ERROR"])]);
+    let (broker, queue) = (connect(&format!("beanstalkd://{0},{0}", faulty.address)).await.unwrap(), queue("q"));
+    let error = broker.send(&queue, &[task(1)]).await.remove(0).unwrap_err();
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Protocol, Effect::Unknown));
+    assert_eq!(faulty.lines().iter().filter(|(_, line)| line.starts_with("put ")).count(), 1, "nor is it sent once more");
+}
+
+#[tokio::test]
 async fn a_deadline_that_is_near_is_no_task_and_no_error() {
     let stats = with_body("---\nid: 5\ntube: q\nstate: reserved\npri: 1024\nage: 0\ndelay: 0\nttr: 60\nreserves: 1\n");
     let fake = Fake::start(&[
