@@ -21,7 +21,7 @@
 //!
 //! The rooms: `wire` (the protocol), `request` and `link` (one connection, many requests under way), `server` (the
 //! connections to one server), `hub` (what all parts share), `wait` (how a queue waits), `lease` (what is reserved), `feed` and
-//! `consumer` (reserving), `settle`, `send`, `mark` (declaring and pausing), `walk`, `held` and `admin` (the operator's verbs).
+//! `consumer` (reserving), `settle`, `send`, `mark` (declaring and pausing), `walk`, `first`, `held` and `admin` (the operator's verbs).
 
 mod admin;
 mod broker;
@@ -29,6 +29,7 @@ mod config;
 mod consumer;
 mod error;
 mod feed;
+mod first;
 mod held;
 mod hub;
 mod lease;
