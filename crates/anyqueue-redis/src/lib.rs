@@ -64,6 +64,7 @@ mod config;
 mod consumer;
 mod diagnose;
 mod dial;
+mod discover;
 mod error;
 mod layout;
 mod node;
