@@ -108,6 +108,9 @@ async fn settings_that_lose_tasks_are_named() {
     assert_eq!(finding(&server, "`maxmemory-policy` is volatile-lru").await, Some(Severity::Note));
     assert_eq!(finding(&server, "`appendfsync` is everysec").await, Some(Severity::Note));
     assert_eq!(connect(&url(&server)).await.unwrap().capabilities(&queue("q")).durability, Durability::Process);
+    let server = redis::start(["--no-appendfsync-on-rewrite", "yes"]).await.unwrap();
+    assert_eq!(finding(&server, "`no-appendfsync-on-rewrite` is yes").await, Some(Severity::Warning));
+    assert_eq!(connect(&url(&server)).await.unwrap().capabilities(&queue("q")).durability, Durability::Process);
     let server = redis::start(NONE).await.unwrap();
     let broker = connect(&url(&server)).await.unwrap();
     assert_eq!((broker.diagnose().await.unwrap(), broker.capabilities(&queue("q")).durability), (vec![], Durability::Power));
