@@ -133,6 +133,18 @@ impl Place {
         until(what, || self.journal().into_iter().find(&fits))
     }
 
+    /// The event, if the journal has it before the time is over.
+    pub(crate) fn have_within(&self, time: Duration, fits: impl Fn(&Event) -> bool) -> Option<Event> {
+        let deadline = Instant::now() + time;
+        loop {
+            let found = self.journal().into_iter().find(&fits);
+            if found.is_some() || Instant::now() > deadline {
+                return found;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Waits until a file is there and has something in it.
     pub(crate) fn wait_for_file(&self, name: &str) -> String {
         until(name, || Some(self.read(name)).filter(|text| !text.is_empty()))

@@ -59,6 +59,7 @@ fn rows(drivers: &[&Driver], notes: &mut Vec<String>) -> Vec<Vec<String>> {
     fact("order within a level", &mut |driver| order(driver.capabilities.order).to_owned());
     fact("a task survives", &mut |driver| durability(driver.capabilities.durability).to_owned());
     fact("a killed worker's tasks", &mut |driver| death(driver.capabilities.death).to_owned());
+    fact("a frozen worker's tasks", &mut |driver| frozen(&driver.capabilities));
     fact("largest task", &mut |driver| driver.capabilities.max_payload.map_or("no limit".into(), size));
     rows
 }
@@ -107,6 +108,16 @@ fn death(death: Death) -> &'static str {
     }
 }
 
+/// Of a worker that is stopped, or cut off, and keeps its connections.
+fn frozen(capabilities: &Capabilities) -> String {
+    match (capabilities.death, capabilities.frozen_bound) {
+        (Death::WithBroker, _) => "stay with it".into(),
+        (_, Duration::MAX) => "come back when it goes on or dies, at the latest".into(),
+        (_, Duration::ZERO) => "come back after the lease".into(),
+        (_, bound) => format!("come back after the lease, or {} if that is longer", time::show(bound)),
+    }
+}
+
 /// What a driver or a connected broker can do, as JSON.
 pub(crate) fn capabilities(capabilities: &Capabilities) -> Value {
     let verb =
@@ -116,7 +127,8 @@ pub(crate) fn capabilities(capabilities: &Capabilities) -> Value {
         "verbs": c.verbs().into_iter().map(verb).collect::<serde_json::Map<_, _>>(),
         "priority_levels": levels(c.priority), "order": order(c.order), "durability": durability(c.durability),
         "longest_delay": c.delay.limits().max.as_secs(), "longest_ttr": c.ttr.limits().max.as_secs(),
-        "largest_task": c.max_payload, "killed_worker": death(c.death),
+        "largest_task": c.max_payload, "killed_worker": death(c.death), "frozen_worker": frozen(c),
+        "frozen_bound": (c.frozen_bound < Duration::MAX).then(|| c.frozen_bound.as_secs_f64()),
     })
 }
 
