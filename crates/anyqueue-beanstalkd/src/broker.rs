@@ -115,7 +115,7 @@ impl Broker for Beanstalkd {
             }
             _ => tubes.range(&options.priorities).map_err(named)?,
         };
-        Ok(Box::new(BeanstalkdConsumer::new(self.hub.clone(), tubes, Feed::new(queue.clone(), range))))
+        Ok(Box::new(BeanstalkdConsumer::new(self.hub.clone(), Feed::new(tubes, range))))
     }
 
     fn admin(&self) -> &dyn Admin {

@@ -21,7 +21,7 @@
 //!
 //! The rooms: `wire` (the protocol), `request` and `link` (one connection, many requests under way), `server` (the
 //! connections to one server), `hub` (what all parts share), `wait` (how a queue waits), `lease` (what is reserved), `feed` and
-//! `consumer` (reserving), `settle`, `send`, `mark` (declaring and pausing), `walk`, `first`, `held` and `admin` (the operator's verbs).
+//! `consumer` (reserving), `settle`, `send`, `mark` (declaring), `pause`, `walk`, `first`, `held` and `admin` (the operator's verbs).
 
 mod admin;
 mod broker;
@@ -35,6 +35,7 @@ mod hub;
 mod lease;
 mod link;
 mod mark;
+mod pause;
 mod request;
 mod send;
 mod server;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyqueue_core::{Error, Moment, Result};
 use bytes::Bytes;
+use futures::future::join_all;
 
 use crate::error;
 use crate::feed::Feed;
@@ -16,7 +17,7 @@ use crate::hub::{Hub, seconds};
 use crate::link::{Answers, Link, answered};
 use crate::request::Request;
 use crate::server::{Busy, Server, Wait};
-use crate::tubes::Tube;
+use crate::tubes::{Tube, Tubes};
 use crate::wire::{Command, JobStats, Reply};
 
 /// How long one wait lasts before it begins anew: a dead connection must be noticed.
@@ -43,10 +44,11 @@ impl Hub {
     /// What is to be awaited: the tubes of all consumers that wait now or will again soon, and for how many seconds.
     fn wanted(&self, server: &Server) -> Option<(Vec<Tube>, u32)> {
         let (now, feeds) = (self.clock.now(), self.feeds());
-        feeds.iter().find(|feed| feed.waits() && !server.waits_for(&feed.tubes))?;
-        let longest = feeds.iter().filter_map(|feed| feed.waits_until()).max()?.since(now).min(WAIT);
+        let open: Vec<&Arc<Feed>> = feeds.iter().filter(|feed| !self.is_paused(&feed.queue)).collect();
+        open.iter().find(|feed| feed.waits() && !server.waits_for(&feed.tubes))?;
+        let longest = open.iter().filter_map(|feed| feed.waits_until()).max()?.since(now).min(WAIT);
         let mut tubes: Vec<Tube> =
-            feeds.iter().filter(|feed| feed.lingers()).flat_map(|feed| feed.tubes.iter().cloned()).collect();
+            open.iter().filter(|feed| feed.lingers()).flat_map(|feed| feed.tubes.iter().cloned()).collect();
         tubes.sort_unstable();
         tubes.dedup();
         Some((tubes, seconds(longest).max(1)))
@@ -71,8 +73,15 @@ impl Hub {
     async fn wait_on(self: Arc<Self>, server: Arc<Server>) {
         let armed = {
             let _one = server.arming.lock().await;
-            let Some((tubes, wait)) = self.wanted(&server) else { return };
-            self.start_wait(&server, tubes, wait).await
+            loop {
+                self.hear_all().await;
+                let Some((tubes, wait)) = self.wanted(&server) else { return };
+                match self.start_wait(&server, tubes, wait).await {
+                    Ok(None) => {}
+                    Ok(Some(armed)) => break Ok(armed),
+                    Err(e) => break Err(e),
+                }
+            }
         };
         match armed {
             Ok((link, answers)) => self.wait_ended(&server, &link, answers).await,
@@ -80,12 +89,25 @@ impl Hub {
         }
     }
 
-    async fn start_wait(&self, server: &Arc<Server>, tubes: Vec<Tube>, wait: u32) -> Result<(Arc<Link>, Answers)> {
+    /// Asks which of the queues that are waited for are paused.
+    async fn hear_all(&self) {
+        let queues: Vec<Arc<Tubes>> = self.feeds().iter().filter(|feed| feed.lingers()).map(|feed| feed.queue.clone()).collect();
+        join_all(queues.iter().map(|queue| self.hear(queue))).await;
+    }
+
+    /// Nothing begins if one of the queues turns out to be paused.
+    async fn start_wait(&self, server: &Arc<Server>, tubes: Vec<Tube>, wait: u32) -> Result<Option<(Arc<Link>, Answers)>> {
         let time = Duration::from_secs(wait.into());
         let link = server.waiting(&Wait { tubes: tubes.clone(), until: self.clock.now() + time + ANSWER }).await?;
+        // The connection may be new, and the server may have forgotten a pause.
+        self.hear_all().await;
+        if self.feeds().iter().any(|feed| self.is_paused(&feed.queue) && feed.tubes.iter().any(|tube| tubes.contains(tube))) {
+            server.waited(&link);
+            return Ok(None);
+        }
         self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
         let answers = link.submit(Request::of(&Command::ReserveWithTimeout(wait)).watching(tubes).waiting(time))?;
-        Ok((link, answers))
+        Ok(Some((link, answers)))
     }
 
     async fn wait_ended(self: &Arc<Self>, server: &Arc<Server>, link: &Arc<Link>, answers: Answers) {
@@ -131,7 +153,7 @@ impl Hub {
     fn feed_for(&self, tube: &[u8]) -> Option<Arc<Feed>> {
         let feeds = self.feeds();
         let of_tube = |feed: &&Arc<Feed>| feed.tubes.iter().any(|own| own.as_bytes() == tube);
-        let found = feeds.iter().filter(of_tube).find(|feed| feed.waits());
+        let found = feeds.iter().filter(of_tube).find(|feed| feed.waits() && !self.is_paused(&feed.queue));
         if found.is_none() {
             feeds.iter().filter(of_tube).for_each(|feed| feed.linger_no_more());
         }
@@ -148,7 +170,7 @@ impl Hub {
         let Some(job) = JobStats::read(stats) else { return Ok(()) };
         match self.feed_for(job.tube) {
             Some(feed) => {
-                let delivery = self.grant(link.number, server, &feed.queue, body, &job, before);
+                let delivery = self.grant(link.number, server, &feed.queue.queue, body, &job, before);
                 self.hand_in(&feed, vec![delivery]);
             }
             None => {
@@ -177,7 +199,7 @@ impl Hub {
         if let (Some(Reply::Reserved(_, body)), Some(Reply::Ok(stats))) = (replies.next(), replies.next())
             && let Some(job) = JobStats::read(&stats)
         {
-            let delivery = self.grant(other.link.number, server, &feed.queue, body, &job, before);
+            let delivery = self.grant(other.link.number, server, &feed.queue.queue, body, &job, before);
             self.hand_in(&feed, vec![delivery]);
         }
         Ok(())
