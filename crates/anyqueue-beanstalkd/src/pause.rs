@@ -152,8 +152,9 @@ impl Hub {
     /// Sees to it that one server does as the last word says.
     async fn keep_up(&self, link: &Arc<Link>, tubes: &Tubes, word: Word, answer: &Answer) -> Result<()> {
         let told = answer.word == Some(word);
-        if !told {
-            self.put_mark(link, &tubes.pause, &word.text()).await?;
+        if !told && let Err(e) = self.put_mark(link, &tubes.pause, &word.text()).await {
+            // One that is draining does as it is told, though it cannot note it.
+            Some(e).filter(|e| e.kind() != ErrorKind::Full).map_or(Ok(()), Err)?;
         }
         match word.paused(self.wall()) {
             Paused::Yes(left) if !told || !answer.shut => self.shut(link, tubes, left.unwrap_or(ENDLESS)).await?,
@@ -161,7 +162,8 @@ impl Hub {
             _ => return Ok(()),
         }
         // Somebody may have said something else at the same moment.
-        let now = self.answer(link, tubes).await?.word;
+        let own = self.answer(link, tubes).await?.word;
+        let now = if self.servers.len() == 1 { own } else { own.max(Some(word)) };
         let open = now.is_none_or(|now| now.paused(self.wall()) == Paused::No);
         if open { self.shut(link, tubes, Duration::ZERO).await } else { Ok(()) }
     }
@@ -187,9 +189,19 @@ impl Hub {
     pub(crate) async fn pause(&self, tubes: &Tubes, time: Option<Duration>) -> Result<()> {
         let until = time.map_or(u64::MAX, |time| self.wall().saturating_add(time.as_millis() as u64).clamp(1, u64::MAX - 1));
         let word = self.next_word(tubes, until).await?;
-        for (_, link) in self.live().await? {
-            self.put_mark(&link, &tubes.pause, &word.text()).await?;
-            self.shut(&link, tubes, time.unwrap_or(ENDLESS)).await?;
+        let (live, mut refused) = (self.live().await?, Vec::new());
+        for (_, link) in &live {
+            match self.put_mark(link, &tubes.pause, &word.text()).await {
+                Err(e) if e.kind() == ErrorKind::Full => refused.push(e),
+                said => said?,
+            }
+        }
+        // A server that is draining notes nothing; one that notes it for all is enough.
+        if refused.len() == live.len() {
+            return refused.pop().map_or(Ok(()), Err);
+        }
+        for (_, link) in &live {
+            self.shut(link, tubes, time.unwrap_or(ENDLESS)).await?;
         }
         tubes.heard().word = Some(word);
         Ok(())

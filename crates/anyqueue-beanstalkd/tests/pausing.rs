@@ -95,13 +95,17 @@ async fn a_pause_said_while_a_server_was_down_holds_there_once_it_is_back() {
     let (broker, queue) = (connect(&url).await.unwrap(), queue("q"));
     let mut consumer = consume(&*broker, &queue).await;
     assert!(reserve(&mut *consumer, Duration::ZERO).await.is_empty());
+    let waits = connect(&url).await.unwrap();
+    let mut waits = consume(&*waits, &queue).await;
+    let waiting = tokio::spawn(async move { reserve(&mut *waits, SOON * 10).await });
     b.kill().await.unwrap();
-    // Another process, so that the worker has to hear of it.
+    // Another process, so that the workers have to hear of it.
     connect(&url).await.unwrap().admin().pause(&queue, None).await.unwrap();
     Server::start(&b).await.unwrap();
     let mut plain = Plain::connect(b.address());
     plain.put("q", TASK);
     gets_nothing(&mut *consumer).await;
+    assert!(!waiting.is_finished(), "nor is anybody woken");
     eventually("the server is told", || {
         let pause = plain.figure("stats-tube q", "pause");
         async move { pause != "0" }
@@ -137,4 +141,30 @@ async fn a_server_that_missed_a_resume_is_told_once_it_is_back() {
         assert_eq!(broker.admin().paused(&queue).await.unwrap(), Paused::No);
         assert_eq!(connect_to(b.address()).await.admin().paused(&queue).await.unwrap(), Paused::No, "nor by its own word");
     }
+}
+
+#[tokio::test]
+async fn a_draining_server_that_cannot_note_a_pause_is_paused_all_the_same() {
+    let (a, b, url) = two().await;
+    let (broker, queue) = (connect(&url).await.unwrap(), queue("q"));
+    let mut plain = Plain::connect(b.address());
+    plain.put("q", TASK);
+    drain(&b);
+    eventually("the server drains", || {
+        let answer = plain.ask("put 0 0 1 0\r\n").0;
+        async move { answer == "DRAINING" }
+    })
+    .await;
+    broker.admin().pause(&queue, None).await.unwrap();
+    assert_ne!(plain.figure("stats-tube q", "pause"), "0");
+    let mut consumer = consume(&*connect(&url).await.unwrap(), &queue).await;
+    // As if it had forgotten it.
+    plain.ask("pause-tube q 0");
+    gets_nothing(&mut *consumer).await;
+    assert_ne!(plain.figure("stats-tube q", "pause"), "0", "it was told again");
+    broker.admin().resume(&queue).await.unwrap();
+    assert_eq!(reserve(&mut *consumer, SOON).await.len(), 1);
+    a.kill().await.unwrap();
+    let error = connect_to(b.address()).await.admin().pause(&queue, None).await.unwrap_err();
+    assert!(error.to_string().contains("draining"), "nobody would know of it: {error}");
 }
