@@ -64,8 +64,9 @@
 //! leaves nothing.
 //!
 //! # Rights
-//! `~anyqueue:* &anyqueue:* +@connection +@hash +@sortedset +@scripting +publish +subscribe +unsubscribe +time +exists
-//! +info` are all that is needed, `+cluster|slots` in a cluster; `+config|get` lets `check` say how often the disk is written.
+//! `~anyqueue:* resetchannels &anyqueue:* +@connection +@hash +@sortedset +@scripting +publish +subscribe +unsubscribe
+//! +time +exists +info` are all that is needed, `+cluster|slots` in a cluster; `+config|get` lets `check` say how often the
+//! disk is written.
 
 mod admin;
 mod bells;

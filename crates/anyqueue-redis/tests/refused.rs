@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use anyqueue_core::{Create, Effect, ErrorKind, Figure, Paused, Settlement, Which};
 use anyqueue_testkit::servers::redis;
 use anyqueue_testkit::{Process, Sample};
-use shared::{SOON, connect, consumer, operator, options, queue, reserve, send_one, settle_all, somebody_waits, tell, url, work};
+use shared::{
+    SOON, connect, consumer, operator, options, queue, reserve, send_one, settle_all, somebody_waits, tell, url, words, work,
+};
 
 const NONE: [&str; 0] = [];
 
@@ -54,7 +56,8 @@ async fn snapshot(server: &Process) -> String {
 
 #[tokio::test]
 async fn a_server_that_cannot_write_its_snapshot_is_named_and_goes_on_once_it_can() {
-    let server = redis::start(["--save", "3600 1", "--stop-writes-on-bgsave-error", "yes"]).await.unwrap();
+    let server = redis::start(["--stop-writes-on-bgsave-error", "yes"]).await.unwrap();
+    let _: () = words("CONFIG SET save").arg("3600 1").query_async(&mut operator(&server).await).await.unwrap();
     let in_the_way = server.folder().join("dump.rdb");
     let spoil = async || {
         std::fs::create_dir(&in_the_way).unwrap();

@@ -102,6 +102,9 @@ async fn a_failover_in_a_cluster_is_followed() {
         async move { replicate.query_async::<()>(&mut second).await }
     })
     .await;
+    for node in cluster.0.iter().chain([&replica]) {
+        cluster::knows(node, 4).await;
+    }
     let (broker, queue) = (connect(&url(&cluster.0[(lost + 1) % 3])).await.unwrap(), queue("heir"));
     let mut consumer = consumer(&*broker, &queue).await;
     send(&*broker, &queue, &Sample::many(20)).await.unwrap();
@@ -209,12 +212,15 @@ async fn tls_shows_and_wants_certificates() {
 
 #[tokio::test]
 async fn a_user_with_the_documented_rights_can_do_everything() {
-    let rights = "user worker on >swordfish ~anyqueue:* &anyqueue:* +@connection +@hash +@sortedset +@scripting +publish \
+    let rights = "user worker on >swordfish ~anyqueue:* resetchannels &anyqueue:* +@connection +@hash +@sortedset +@scripting +publish \
                   +subscribe +unsubscribe +time +exists +info";
     let folder = temp_dir().unwrap();
     let file = folder.path().join("users.acl");
-    std::fs::write(&file, format!("{rights}\nuser stranger on >swordfish ~other:* +@all\nuser default on nopass ~* &* +@all\n"))
-        .unwrap();
+    std::fs::write(
+        &file,
+        format!("{rights}\nuser stranger on >swordfish ~other:* +@all\nuser default on nopass ~* allchannels +@all\n"),
+    )
+    .unwrap();
     let server = redis::start(["--aclfile", file.to_str().unwrap()]).await.unwrap();
     let address = server.address();
     let (broker, queue) = (connect(&format!("redis://worker:swordfish@{address}")).await.unwrap(), queue("acl"));

@@ -22,6 +22,17 @@ pub(crate) async fn node() -> Process {
     panic!("no two ports for a node of a cluster");
 }
 
+/// Waits until a node knows so many, and all slots have an owner.
+pub(crate) async fn knows(node: &Process, count: usize) {
+    let count = format!("cluster_known_nodes:{count}");
+    eventually(|| async {
+        let state: String = tell(&mut operator(node).await, "CLUSTER INFO").await;
+        let known = ["cluster_state:ok", &count, "cluster_slots_assigned:16384"].iter().all(|part| state.contains(part));
+        if known { Ok(()) } else { Err(Error::unavailable("the nodes do not know each other")) }
+    })
+    .await;
+}
+
 /// Three masters that share the slots.
 pub(crate) struct Cluster(pub(crate) Vec<Process>);
 
@@ -35,13 +46,7 @@ impl Cluster {
             let _: () = tell(&mut first, &format!("CLUSTER MEET 127.0.0.1 {}", node.address().port())).await;
         }
         for node in &cluster.0 {
-            eventually(|| async {
-                let state: String = tell(&mut operator(node).await, "CLUSTER INFO").await;
-                let all = ["cluster_state:ok", "cluster_known_nodes:3", "cluster_slots_assigned:16384"];
-                let known = all.iter().all(|part| state.contains(part));
-                if known { Ok(()) } else { Err(Error::unavailable("the nodes do not know each other")) }
-            })
-            .await;
+            knows(node, 3).await;
         }
         cluster
     }
