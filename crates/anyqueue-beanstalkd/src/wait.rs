@@ -73,15 +73,9 @@ impl Hub {
     async fn wait_on(self: Arc<Self>, server: Arc<Server>) {
         let armed = {
             let _one = server.arming.lock().await;
-            loop {
-                self.hear_all().await;
-                let Some((tubes, wait)) = self.wanted(&server) else { return };
-                match self.start_wait(&server, tubes, wait).await {
-                    Ok(None) => {}
-                    Ok(Some(armed)) => break Ok(armed),
-                    Err(e) => break Err(e),
-                }
-            }
+            self.hear_all().await;
+            let Some((tubes, wait)) = self.wanted(&server) else { return };
+            self.start_wait(&server, tubes, wait).await
         };
         match armed {
             Ok((link, answers)) => self.wait_ended(&server, &link, answers).await,
@@ -95,19 +89,14 @@ impl Hub {
         join_all(queues.iter().map(|queue| self.hear(queue))).await;
     }
 
-    /// Nothing begins if one of the queues turns out to be paused.
-    async fn start_wait(&self, server: &Arc<Server>, tubes: Vec<Tube>, wait: u32) -> Result<Option<(Arc<Link>, Answers)>> {
+    async fn start_wait(&self, server: &Arc<Server>, tubes: Vec<Tube>, wait: u32) -> Result<(Arc<Link>, Answers)> {
         let time = Duration::from_secs(wait.into());
         let link = server.waiting(&Wait { tubes: tubes.clone(), until: self.clock.now() + time + ANSWER }).await?;
-        // The connection may be new, and the server may have forgotten a pause.
+        // The connection may be new, and the server may have forgotten a pause. What it gives all the same is given back.
         self.hear_all().await;
-        if self.feeds().iter().any(|feed| self.is_paused(&feed.queue) && feed.tubes.iter().any(|tube| tubes.contains(tube))) {
-            server.waited(&link);
-            return Ok(None);
-        }
         self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
         let answers = link.submit(Request::of(&Command::ReserveWithTimeout(wait)).watching(tubes).waiting(time))?;
-        Ok(Some((link, answers)))
+        Ok((link, answers))
     }
 
     async fn wait_ended(self: &Arc<Self>, server: &Arc<Server>, link: &Arc<Link>, answers: Answers) {
@@ -153,7 +142,7 @@ impl Hub {
     fn feed_for(&self, tube: &[u8]) -> Option<Arc<Feed>> {
         let feeds = self.feeds();
         let of_tube = |feed: &&Arc<Feed>| feed.tubes.iter().any(|own| own.as_bytes() == tube);
-        let found = feeds.iter().filter(of_tube).find(|feed| feed.waits() && !self.is_paused(&feed.queue));
+        let found = feeds.iter().filter(of_tube).find(|feed| feed.waits());
         if found.is_none() {
             feeds.iter().filter(of_tube).for_each(|feed| feed.linger_no_more());
         }

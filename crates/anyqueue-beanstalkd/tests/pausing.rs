@@ -168,3 +168,38 @@ async fn a_draining_server_that_cannot_note_a_pause_is_paused_all_the_same() {
     let error = connect_to(b.address()).await.admin().pause(&queue, None).await.unwrap_err();
     assert!(error.to_string().contains("draining"), "nobody would know of it: {error}");
 }
+
+#[tokio::test]
+async fn a_connection_made_for_a_wait_may_be_to_a_server_that_forgot_a_pause() {
+    let (a, b, direct) = two().await;
+    let proxy = Proxy::start(b.address()).await.unwrap();
+    let broker = connect(&format!("beanstalkd://{},{}", a.address(), proxy.address())).await.unwrap();
+    let (queue, other) = (queue("q"), queue("other"));
+    let wait_for = |of| {
+        let broker = broker.clone();
+        tokio::spawn(async move { reserve(&mut *consume(&*broker, &of).await, SOON * 10).await.len() })
+    };
+    let (awoken, waiting) = (wait_for(other), wait_for(queue.clone()));
+    eventually("both wait", || {
+        let waiting = [&a, &b].map(|server| Plain::connect(server.address()).figure("stats-tube q", "current-waiting"));
+        async move { waiting == ["1", "1"] }
+    })
+    .await;
+    // To those who wait all this is one broken connection.
+    proxy.black(true);
+    b.kill().await.unwrap();
+    connect(&direct).await.unwrap().admin().pause(&queue, None).await.unwrap();
+    Server::start(&b).await.unwrap();
+    Plain::connect(b.address()).put("q", TASK);
+    let before = broker.info().connections;
+    proxy.cut();
+    proxy.black(false);
+    eventually("the cut is noticed", || async { broker.info().connections + 2 <= before }).await;
+    // Whoever is served waits anew, and so does everybody else whose connection has broken.
+    Plain::connect(a.address()).put("other", TASK);
+    assert_eq!(awoken.await.unwrap(), 1);
+    tokio::time::sleep(SOON).await;
+    assert!(!waiting.is_finished(), "a paused queue delivered");
+    broker.admin().resume(&queue).await.unwrap();
+    assert_eq!(waiting.await.unwrap(), 1);
+}
