@@ -15,8 +15,9 @@ use crate::error;
 use crate::feed::Feed;
 use crate::hub::{Hub, seconds};
 use crate::link::{Answers, Link, answered};
+use crate::pool::{Busy, Wait};
 use crate::request::Request;
-use crate::server::{Busy, Server, Wait};
+use crate::server::Server;
 use crate::tubes::{Tube, Tubes};
 use crate::wire::{Command, JobStats, Reply};
 
