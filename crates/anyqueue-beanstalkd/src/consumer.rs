@@ -198,15 +198,15 @@ async fn fetch_part(hub: &Hub, server: &Server, link: &Link, feed: &Feed, asked:
         return Ok(Vec::new());
     }
     let mut request = Request::default().watching(feed.tubes.clone());
-    let mark = request.push_to(&feed.queue.pause, &Command::PeekReady);
+    request.push_to(&feed.queue.pause, &Command::PeekReady);
     let asked = if hub.is_paused(&feed.queue) { 0 } else { asked };
     for _ in 0..asked {
         request.push(&Command::ReserveWithTimeout(0));
     }
     let before = hub.clock.now();
     let mut jobs = Vec::new();
-    let mut replies = hub.call(link, request).await?;
-    let paused = hub.heard(&feed.queue, &replies.remove(mark));
+    let mut replies = hub.call(link, request).await?.into_iter();
+    let paused = replies.next().is_some_and(|mark| hub.heard(&feed.queue, &mark));
     for reply in replies {
         match reply {
             Reply::Reserved(id, body) => jobs.push((id, body)),

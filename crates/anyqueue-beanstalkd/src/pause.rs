@@ -123,13 +123,15 @@ impl Hub {
             heard.at = answers.iter().all(Result::is_ok).then_some((now, made));
             heard.word
         };
-        let Some(word) = word else { return };
         for ((server, link), answer) in live.iter().zip(answers) {
-            if let Ok(answer) = answer
-                && let Err(e) = self.keep_up(link, tubes, word, &answer).await
-            {
+            let kept = match (answer, word) {
+                (Ok(answer), Some(word)) => self.keep_up(link, tubes, word, &answer).await,
+                (answer, _) => answer.map(drop),
+            };
+            if let Err(e) = kept {
+                self.noticed(server, &e);
                 let (queue, error) = (tubes.queue.as_str(), anyqueue_core::chain(&e));
-                tracing::warn!(queue, server = server.address, error, "a pause cannot be kept up");
+                tracing::warn!(queue, server = server.address, error, "it is not known whether a pause is kept up");
             }
         }
     }

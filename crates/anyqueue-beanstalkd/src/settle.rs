@@ -163,6 +163,9 @@ impl BeanstalkdSettler {
         answers.extend(refused.extract_if(.., |(_, e)| e.kind() != ErrorKind::Full).map(|(item, e)| (item.at, Err(e))));
         let mut copied = Vec::new();
         for server in self.hub.by_turn().filter(|server| server.link(own.number).is_none()) {
+            let now = self.hub.clock.now();
+            let late = refused.extract_if(.., |(item, _)| now >= item.lease.deadline);
+            answers.extend(late.map(|(item, _)| (item.at, Err(Error::lease_lost()))));
             if refused.is_empty() {
                 break;
             }

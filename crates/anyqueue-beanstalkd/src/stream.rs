@@ -24,8 +24,8 @@ const TICK: Duration = Duration::from_millis(500);
 /// The least room for what is read at once.
 const ROOM: usize = 16 * 1024;
 
-/// A connection that has been quiet for so long says a word. It finds out whether the server lives; and a server of
-/// version 1.12, which sometimes forgets that a job has run out of time, looks at the connection's jobs again.
+/// A connection that has been quiet for so long says a word. It finds out whether the server lives; and the server,
+/// which sometimes forgets that a job has run out of time, looks at the connection's jobs again.
 const QUIET: Duration = Duration::from_millis(700);
 
 /// Where the answers to one request go.
