@@ -69,6 +69,26 @@ fn longest(delay: Duration) -> String {
     if delay == time::MAX_DELAY { "5 years".into() } else { time::show(delay) }
 }
 
+/// What a connected broker can do, line by line.
+pub(crate) fn told(capabilities: &Capabilities) -> Vec<[String; 2]> {
+    let c = capabilities;
+    let verb = |(verb, support): (&str, Support)| {
+        let caveat = support.caveat().map_or_else(String::new, |caveat| format!(": {caveat}"));
+        [verb.to_owned(), format!("{}{caveat}", support.word())]
+    };
+    let facts = [
+        ("priority levels", levels(c.priority)),
+        ("longest delay", longest(c.delay.limits().max)),
+        ("longest TTR", time::show(c.ttr.limits().max)),
+        ("order", order(c.order).to_owned()),
+        ("a task survives", durability(c.durability).to_owned()),
+        ("a killed worker's tasks", death(c.death).to_owned()),
+        ("a frozen worker's tasks", frozen(c)),
+        ("largest task", c.max_payload.map_or("no limit".into(), size)),
+    ];
+    c.verbs().into_iter().map(verb).chain(facts.map(|(fact, value)| [fact.to_owned(), value])).collect()
+}
+
 /// The number of a note; the same sentence is noted once.
 fn noted(notes: &mut Vec<String>, text: &str) -> usize {
     let at = notes.iter().position(|note| note == text).unwrap_or_else(|| {
@@ -127,8 +147,9 @@ pub(crate) fn capabilities(capabilities: &Capabilities) -> Value {
         "verbs": c.verbs().into_iter().map(verb).collect::<serde_json::Map<_, _>>(),
         "priority_levels": levels(c.priority), "order": order(c.order), "durability": durability(c.durability),
         "longest_delay": c.delay.limits().max.as_secs(), "longest_ttr": c.ttr.limits().max.as_secs(),
+        "batch": { "send": c.batch.send, "reserve": c.batch.reserve, "settle": c.batch.settle },
         "largest_task": c.max_payload, "killed_worker": death(c.death), "frozen_worker": frozen(c),
-        "frozen_bound": (c.frozen_bound < Duration::MAX).then(|| c.frozen_bound.as_secs_f64()),
+        "frozen_bound": (c.frozen_bound < Duration::MAX).then_some(c.frozen_bound.as_secs_f64()),
     })
 }
 
