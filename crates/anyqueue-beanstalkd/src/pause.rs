@@ -124,14 +124,15 @@ impl Hub {
             heard.word
         };
         for ((server, link), answer) in live.iter().zip(answers) {
-            let kept = match (answer, word) {
-                (Ok(answer), Some(word)) => self.keep_up(link, tubes, word, &answer).await,
-                (answer, _) => answer.map(drop),
-            };
-            if let Err(e) = kept {
-                self.noticed(server, &e);
-                let (queue, error) = (tubes.queue.as_str(), anyqueue_core::chain(&e));
-                tracing::warn!(queue, server = server.address, error, "it is not known whether a pause is kept up");
+            match (answer, word) {
+                (Err(e), _) => self.noticed(server, &e),
+                (Ok(_), None) => {}
+                (Ok(answer), Some(word)) => {
+                    if let Err(e) = self.keep_up(link, tubes, word, &answer).await {
+                        let (queue, error) = (tubes.queue.as_str(), anyqueue_core::chain(&e));
+                        tracing::warn!(queue, server = server.address, error, "a pause cannot be kept up");
+                    }
+                }
             }
         }
     }
@@ -213,12 +214,12 @@ impl Hub {
         let word = self.next_word(tubes, 0).await?;
         let several = self.servers.len() > 1;
         for (_, link) in self.live().await? {
-            let forget = self.unmark(&link, &tubes.pause, u64::MAX);
-            let said = if several { self.put_mark(&link, &tubes.pause, &word.text()).await } else { forget.await };
+            let said = if several { self.put_mark(&link, &tubes.pause, &word.text()).await } else { Ok(()) };
             match said {
                 // A draining server takes nothing new; what the others say is later than what it said.
-                Err(e) if e.kind() == ErrorKind::Full => self.unmark(&link, &tubes.pause, u64::MAX).await?,
-                said => said?,
+                Err(e) if e.kind() != ErrorKind::Full => return Err(e),
+                Ok(()) if several => {}
+                _ => self.unmark(&link, &tubes.pause, u64::MAX).await?,
             }
             self.shut(&link, tubes, Duration::ZERO).await?;
         }

@@ -1,7 +1,4 @@
-//! One server: its connections, and what becomes of it when it does not answer.
-//!
-//! A waiting reserve keeps every command behind it waiting, so a connection that holds jobs never waits: some hold, one
-//! that holds nothing waits, and one more is for sends and questions.
+//! One server: how connections to it are made, the one for sends and questions, and what becomes of it when it does not answer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
