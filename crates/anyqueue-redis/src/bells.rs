@@ -126,7 +126,7 @@ async fn run(shared: Arc<Shared>, servers: Arc<Servers>) {
         servers.doubt();
         // What broke here may be broken there too, and nobody may ask there for long.
         for node in servers.masters() {
-            tokio::spawn(async move { node.ping().await.map_err(drop) });
+            tokio::spawn(async move { node.watch().await });
         }
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -160,7 +160,7 @@ async fn listen(shared: &Shared, servers: &Servers) -> bool {
             Next::Ping => {
                 // Requests may rest as long as bells do, and a connection that is gone must be known before the next one.
                 for node in servers.masters() {
-                    tokio::spawn(async move { node.ping().await.map_err(drop) });
+                    tokio::spawn(async move { node.watch().await });
                 }
                 let ping = cmd("PING");
                 let sign = link.connection.send_packed_command(&ping);

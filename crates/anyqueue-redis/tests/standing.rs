@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyqueue_core::{ErrorKind, Settlement};
 use anyqueue_testkit::servers::redis;
 use anyqueue_testkit::{Launch, Process, Ready, Sample, Server, temp_dir};
-use shared::cluster::{self, Cluster};
+use shared::cluster::Cluster;
 use shared::{
     SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_waits, tell, url, work,
 };
@@ -90,21 +90,9 @@ async fn a_queue_that_moves_to_another_node_loses_nothing() {
 
 #[tokio::test]
 async fn a_failover_in_a_cluster_is_followed() {
-    let (cluster, replica) = (Cluster::start().await, cluster::node().await);
-    let (mut first, second) = (operator(&cluster.0[0]).await, operator(&replica).await);
-    let _: () = tell(&mut first, &format!("CLUSTER MEET 127.0.0.1 {}", replica.address().port())).await;
-    let slot: u16 = tell(&mut first, "CLUSTER KEYSLOT {heir}").await;
-    let lost = Cluster::owner(slot);
-    let id = cluster.id(lost).await;
-    eventually(|| {
-        let mut second = second.clone();
-        let replicate = shared::words(&format!("CLUSTER REPLICATE {id}"));
-        async move { replicate.query_async::<()>(&mut second).await }
-    })
-    .await;
-    for node in cluster.0.iter().chain([&replica]) {
-        cluster::knows(node, 4).await;
-    }
+    let cluster = Cluster::start().await;
+    let lost = Cluster::owner(tell(&mut operator(&cluster.0[0]).await, "CLUSTER KEYSLOT {heir}").await);
+    let _heir = cluster.heir(lost).await;
     let (broker, queue) = (connect(&url(&cluster.0[(lost + 1) % 3])).await.unwrap(), queue("heir"));
     let mut consumer = consumer(&*broker, &queue).await;
     send(&*broker, &queue, &Sample::many(20)).await.unwrap();
@@ -113,19 +101,38 @@ async fn a_failover_in_a_cluster_is_followed() {
         if copies == 1 { Ok(()) } else { Err("the replica is behind") }
     })
     .await;
-    eventually(|| {
-        let mut second = second.clone();
-        async move {
-            let state: String = tell(&mut second, "INFO replication").await;
-            if state.contains("master_link_status:up") { Ok(()) } else { Err(state) }
-        }
-    })
-    .await;
     cluster.0[lost].kill().await.unwrap();
     eventually(|| send_one(&*broker, &queue, 20)).await;
     let mut numbers = work(&mut *consumer, 21, PATIENCE).await;
     numbers.sort_unstable();
     assert_eq!(numbers, (0..21).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_node_that_hands_over_its_part_of_a_cluster_is_let_go() {
+    let cluster = Cluster::start().await;
+    let old = Cluster::owner(tell(&mut operator(&cluster.0[0]).await, "CLUSTER KEYSLOT {heir}").await);
+    let heir = cluster.heir(old).await;
+    let (broker, queue) = (connect(&url(&cluster.0[(old + 1) % 3])).await.unwrap(), queue("heir"));
+    let mut consumer = consumer(&*broker, &queue).await;
+    send_one(&*broker, &queue, 1).await.unwrap();
+    assert_eq!(work(&mut *consumer, 1, SOON).await, [1]);
+    // One to each master, all of which were asked what they keep, and one to be rung.
+    eventually(|| async { if broker.info().connections == 4 { Ok(()) } else { Err(broker.info()) } }).await;
+    let _: () = tell(&mut operator(&heir).await, "CLUSTER FAILOVER").await;
+    eventually(|| async {
+        let state: String = tell(&mut operator(&heir).await, "INFO replication").await;
+        if state.contains("role:master") { Ok(()) } else { Err(state) }
+    })
+    .await;
+    eventually(|| send_one(&*broker, &queue, 2)).await;
+    assert_eq!(work(&mut *consumer, 1, SOON).await, [2]);
+    eventually(|| async {
+        // Whoever asks for something finds out who has what.
+        broker.admin().stats(&queue).await.unwrap();
+        if broker.info().connections == 4 { Ok(()) } else { Err(broker.info()) }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use anyqueue_core::Error;
 use anyqueue_testkit::servers::redis;
 use anyqueue_testkit::{Process, Server};
 
-use super::{eventually, operator, tell};
+use super::{eventually, operator, tell, words};
 
 /// The highest port of a node: it talks to the others on one that is higher by 10,000.
 const HIGHEST: u16 = u16::MAX - 10_000;
@@ -49,6 +49,27 @@ impl Cluster {
             knows(node, 3).await;
         }
         cluster
+    }
+
+    /// A replica of a node: all know it, and it has what the node has.
+    pub(crate) async fn heir(&self, of: usize) -> Process {
+        let heir = node().await;
+        let _: () = tell(&mut operator(&self.0[of]).await, &format!("CLUSTER MEET 127.0.0.1 {}", heir.address().port())).await;
+        let (connection, replicate) = (operator(&heir).await, words(&format!("CLUSTER REPLICATE {}", self.id(of).await)));
+        eventually(|| {
+            let (mut connection, replicate) = (connection.clone(), replicate.clone());
+            async move { replicate.query_async::<()>(&mut connection).await }
+        })
+        .await;
+        for node in self.0.iter().chain([&heir]) {
+            knows(node, 4).await;
+        }
+        eventually(|| async {
+            let state: String = tell(&mut connection.clone(), "INFO replication").await;
+            if state.contains("master_link_status:up") { Ok(()) } else { Err(state) }
+        })
+        .await;
+        heir
     }
 
     pub(crate) async fn id(&self, node: usize) -> String {
