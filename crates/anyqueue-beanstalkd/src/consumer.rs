@@ -135,11 +135,11 @@ impl Drop for Waiting<'_> {
 #[async_trait]
 impl Consumer for BeanstalkdConsumer {
     async fn reserve(&mut self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
-        self.reserve_some(max.get(), wait).await.map_err(|e| e.during("reserve").with("queue", &self.feed.queue.queue))
+        self.reserve_some(max.get(), wait).await.map_err(|e| e.during("reserve").with("queue", &self.feed.source.queue))
     }
 
     fn settler(&self) -> Arc<dyn Settler> {
-        Arc::new(BeanstalkdSettler::new(self.hub.clone(), self.feed.queue.clone()))
+        Arc::new(BeanstalkdSettler::new(self.hub.clone(), self.feed.source.clone()))
     }
 
     async fn close(self: Box<Self>) -> Result<()> {
@@ -177,7 +177,7 @@ async fn fetch(hub: &Arc<Hub>, feed: &Feed, asked: usize) -> Result<usize> {
 
 async fn fetch_from(hub: &Arc<Hub>, server: &Arc<Server>, feed: &Feed, asked: usize) -> Result<usize> {
     let busy = server.fetching().await?;
-    hub.hear(&feed.queue).await;
+    hub.hear(&feed.source).await;
     // While the figures of one part are on their way the server reserves the other one: it is never idle.
     let second = if asked >= WORTH_HALVING { asked / 2 } else { 0 };
     let (first, second) = tokio::join!(
@@ -198,15 +198,15 @@ async fn fetch_part(hub: &Hub, server: &Server, link: &Link, feed: &Feed, asked:
         return Ok(Vec::new());
     }
     let mut request = Request::default().watching(feed.tubes.clone());
-    request.push_to(&feed.queue.pause, &Command::PeekReady);
-    let asked = if hub.is_paused(&feed.queue) { 0 } else { asked };
+    request.push_to(&feed.source.pause, &Command::PeekReady);
+    let asked = if hub.is_paused(&feed.source) { 0 } else { asked };
     for _ in 0..asked {
         request.push(&Command::ReserveWithTimeout(0));
     }
     let before = hub.clock.now();
     let mut jobs = Vec::new();
     let mut replies = hub.call(link, request).await?.into_iter();
-    let paused = replies.next().is_some_and(|mark| hub.heard(&feed.queue, &mark));
+    let paused = replies.next().is_some_and(|mark| hub.note(&feed.source, &mark));
     for reply in replies {
         match reply {
             Reply::Reserved(id, body) => jobs.push((id, body)),
@@ -222,7 +222,7 @@ async fn fetch_part(hub: &Hub, server: &Server, link: &Link, feed: &Feed, asked:
         if let Reply::Ok(stats) = reply
             && let Some(job) = JobStats::read(&stats)
         {
-            deliveries.push(hub.grant(link.number, server, &feed.queue.queue, body, &job, before));
+            deliveries.push(hub.grant(link.number, server, &feed.source.queue, body, &job, before));
         }
     }
     if paused {

@@ -17,8 +17,9 @@ const MOST: usize = 512;
 /// The meeting point of one consumer and the connections that bring its jobs.
 #[derive(Debug)]
 pub(crate) struct Feed {
-    pub(crate) queue: Arc<Tubes>,
-    /// Those of its queue's tubes that it takes from.
+    /// All tubes of its queue.
+    pub(crate) source: Arc<Tubes>,
+    /// Those of them that it takes from.
     pub(crate) tubes: Vec<Tube>,
     /// Rung when something came, failed or was found empty.
     pub(crate) bell: Notify,
@@ -41,7 +42,7 @@ struct State {
 }
 
 impl Feed {
-    pub(crate) fn new(queue: Arc<Tubes>, tubes: Vec<Tube>) -> Self {
+    pub(crate) fn new(source: Arc<Tubes>, tubes: Vec<Tube>) -> Self {
         let state = State {
             buffer: VecDeque::new(),
             error: None,
@@ -52,7 +53,7 @@ impl Feed {
             ask: LEAST,
             looks: 0,
         };
-        Self { queue, tubes, bell: Notify::new(), state: Mutex::new(state) }
+        Self { source, tubes, bell: Notify::new(), state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -97,7 +97,7 @@ impl Hub {
     }
 
     /// Takes note of what one server says. Whether the queue is paused.
-    pub(crate) fn heard(&self, tubes: &Tubes, mark: &Reply) -> bool {
+    pub(crate) fn note(&self, tubes: &Tubes, mark: &Reply) -> bool {
         let word = if let Reply::Found(_, body) = mark { Word::read(body) } else { None };
         let mut heard = tubes.heard();
         // One of several may have been down when the last word was said.

@@ -45,7 +45,7 @@ impl Hub {
     /// What is to be awaited: the tubes of all consumers that wait now or will again soon, and for how many seconds.
     fn wanted(&self, server: &Server) -> Option<(Vec<Tube>, u32)> {
         let (now, feeds) = (self.clock.now(), self.feeds());
-        let open: Vec<&Arc<Feed>> = feeds.iter().filter(|feed| !self.is_paused(&feed.queue)).collect();
+        let open: Vec<&Arc<Feed>> = feeds.iter().filter(|feed| !self.is_paused(&feed.source)).collect();
         open.iter().find(|feed| feed.waits() && !server.waits_for(&feed.tubes))?;
         let longest = open.iter().filter_map(|feed| feed.waits_until()).max()?.since(now).min(WAIT);
         let mut tubes: Vec<Tube> =
@@ -86,7 +86,7 @@ impl Hub {
 
     /// Asks which of the queues that are waited for are paused.
     async fn hear_all(&self) {
-        let queues: Vec<Arc<Tubes>> = self.feeds().iter().filter(|feed| feed.lingers()).map(|feed| feed.queue.clone()).collect();
+        let queues: Vec<Arc<Tubes>> = self.feeds().iter().filter(|feed| feed.lingers()).map(|feed| feed.source.clone()).collect();
         join_all(queues.iter().map(|queue| self.hear(queue))).await;
     }
 
@@ -160,7 +160,7 @@ impl Hub {
         let Some(job) = JobStats::read(stats) else { return Ok(()) };
         match self.feed_for(job.tube) {
             Some(feed) => {
-                let delivery = self.grant(link.number, server, &feed.queue.queue, body, &job, before);
+                let delivery = self.grant(link.number, server, &feed.source.queue, body, &job, before);
                 self.hand_in(&feed, vec![delivery]);
             }
             None => {
@@ -189,7 +189,7 @@ impl Hub {
         if let (Some(Reply::Reserved(_, body)), Some(Reply::Ok(stats))) = (replies.next(), replies.next())
             && let Some(job) = JobStats::read(&stats)
         {
-            let delivery = self.grant(other.link.number, server, &feed.queue.queue, body, &job, before);
+            let delivery = self.grant(other.link.number, server, &feed.source.queue, body, &job, before);
             self.hand_in(&feed, vec![delivery]);
         }
         Ok(())
