@@ -177,7 +177,7 @@ async fn fetch(hub: &Arc<Hub>, feed: &Feed, asked: usize) -> Result<usize> {
 
 async fn fetch_from(hub: &Arc<Hub>, server: &Arc<Server>, feed: &Feed, asked: usize) -> Result<usize> {
     let busy = server.fetching().await?;
-    hub.hear(&feed.source).await;
+    hub.hear(std::slice::from_ref(&feed.source)).await;
     // While the figures of one part are on their way the server reserves the other one: it is never idle.
     let second = if asked >= WORTH_HALVING { asked / 2 } else { 0 };
     let (first, second) = tokio::join!(

@@ -35,7 +35,7 @@ pub(crate) struct Word {
 }
 
 impl Word {
-    pub(crate) fn read(body: &[u8]) -> Option<Self> {
+    fn read(body: &[u8]) -> Option<Self> {
         let mut words = str::from_utf8(body).ok()?.split(' ');
         let (what, "since", since) = (words.next()?, words.next()?, words.next()?.parse().ok()?) else { return None };
         let until = match (what, words.next(), words.next()) {
@@ -45,6 +45,10 @@ impl Word {
             _ => return None,
         };
         Some(Self { since, until })
+    }
+
+    fn of(mark: &Reply) -> Option<Self> {
+        if let Reply::Found(_, body) = mark { Self::read(body) } else { None }
     }
 
     fn text(self) -> String {
@@ -98,7 +102,7 @@ impl Hub {
 
     /// Takes note of what one server says. Whether the queue is paused.
     pub(crate) fn note(&self, tubes: &Tubes, mark: &Reply) -> bool {
-        let word = if let Reply::Found(_, body) = mark { Word::read(body) } else { None };
+        let word = Word::of(mark);
         let mut heard = tubes.heard();
         // One of several may have been down when the last word was said.
         heard.word = if self.servers.len() == 1 { word } else { heard.word.max(word) };
@@ -106,50 +110,55 @@ impl Hub {
         self.is_paused(tubes)
     }
 
-    /// Asks all servers whether a queue is paused, unless they were asked a moment ago and none was met anew since then.
-    pub(crate) async fn hear(&self, tubes: &Tubes) {
+    /// Asks all servers which of these queues are paused, but for those of which they were asked a moment ago and none was met
+    /// anew since then.
+    pub(crate) async fn hear(&self, queues: &[Arc<Tubes>]) {
         let (now, made) = (self.clock.now(), self.counters.made.load(Ordering::Acquire));
-        if !tubes.heard().is_due(now, made) {
+        let due: Vec<&Tubes> = queues.iter().map(|tubes| &**tubes).filter(|tubes| tubes.heard().is_due(now, made)).collect();
+        if due.is_empty() {
             return;
         }
         // Without an answer nothing changes, and whoever takes tasks will find out why.
         let Ok(live) = self.live().await else { return };
-        let answers = join_all(live.iter().map(|(_, link)| self.answer(link, tubes))).await;
-        let words = answers.iter().filter_map(|answer| answer.as_ref().ok()?.word);
-        let word = {
-            let mut heard = tubes.heard();
-            let whole = live.len() == self.servers.len() && answers.iter().all(Result::is_ok);
-            heard.word = if whole { words.max() } else { heard.word.max(words.max()) };
-            heard.at = answers.iter().all(Result::is_ok).then_some((now, made));
-            heard.word
-        };
-        for ((server, link), answer) in live.iter().zip(answers) {
-            match (answer, word) {
-                (Err(e), _) => self.noticed(server, &e),
-                (Ok(_), None) => {}
-                (Ok(answer), Some(word)) => {
-                    if let Err(e) = self.keep_up(link, tubes, word, &answer).await {
-                        let (queue, error) = (tubes.queue.as_str(), anyqueue_core::chain(&e));
-                        tracing::warn!(queue, server = server.address, error, "a pause cannot be kept up");
-                    }
+        let answers = join_all(live.iter().map(|(_, link)| self.ask(link, &due))).await;
+        let answered = answers.iter().all(Result::is_ok);
+        for (at, tubes) in due.into_iter().enumerate() {
+            let said = answers.iter().flatten().filter_map(|of_server| of_server[at].word).max();
+            let word = {
+                let mut heard = tubes.heard();
+                heard.word = if answered && live.len() == self.servers.len() { said } else { heard.word.max(said) };
+                heard.at = answered.then_some((now, made));
+                heard.word
+            };
+            for ((_, link), answer) in live.iter().zip(&answers) {
+                if let (Some(word), Ok(of_server)) = (word, answer)
+                    && let Err(e) = self.keep_up(link, tubes, word, &of_server[at]).await
+                {
+                    let (queue, error) = (tubes.queue.as_str(), anyqueue_core::chain(&e));
+                    tracing::warn!(queue, error, "a pause cannot be kept up");
                 }
             }
         }
+        let failed = live.iter().zip(answers).filter_map(|((server, _), answer)| Some((server, answer.err()?)));
+        failed.for_each(|(server, e)| self.noticed(server, &e));
     }
 
-    async fn answer(&self, link: &Link, tubes: &Tubes) -> Result<Answer> {
+    /// What one server says of these queues.
+    async fn ask(&self, link: &Link, queues: &[&Tubes]) -> Result<Vec<Answer>> {
         let mut request = Request::default();
-        request.push_to(&tubes.pause, &Command::PeekReady);
-        for tube in tubes.open() {
-            request.push(&Command::StatsTube(tube));
-        }
-        let mut replies = self.call(link, request).await?.into_iter();
-        let word = match replies.next() {
-            Some(Reply::Found(_, body)) => Word::read(&body),
-            _ => None,
+        let mut push = |tubes: &&Tubes| {
+            let word = request.push_to(&tubes.pause, &Command::PeekReady);
+            (word, tubes.open().map(|tube| request.push(&Command::StatsTube(tube))).collect())
         };
-        let shut = |reply| matches!(reply, Reply::Ok(stats) if Yaml::new(&stats).number("pause").is_some_and(|pause| pause > 0));
-        Ok(Answer { word, shut: replies.all(shut) })
+        let places: Vec<(usize, Vec<usize>)> = queues.iter().map(&mut push).collect();
+        let replies = self.call(link, request).await?;
+        let is_shut = |place: &usize| match &replies[*place] {
+            Reply::Ok(stats) => Yaml::new(stats).number("pause").is_some_and(|pause| pause > 0),
+            _ => false,
+        };
+        let answer =
+            |(word, tubes): (usize, Vec<usize>)| Answer { word: Word::of(&replies[word]), shut: tubes.iter().all(is_shut) };
+        Ok(places.into_iter().map(answer).collect())
     }
 
     /// Sees to it that one server does as the last word says.
@@ -165,7 +174,7 @@ impl Hub {
             _ => return Ok(()),
         }
         // Somebody may have said something else at the same moment.
-        let own = self.answer(link, tubes).await?.word;
+        let own = self.ask(link, &[tubes]).await?.first().and_then(|answer| answer.word);
         let now = if self.servers.len() == 1 { own } else { own.max(Some(word)) };
         let open = now.is_none_or(|now| now.paused(self.wall()) == Paused::No);
         if open { self.shut(link, tubes, Duration::ZERO).await } else { Ok(()) }
@@ -185,8 +194,9 @@ impl Hub {
     /// The last word of all servers that answer.
     async fn last_word(&self, tubes: &Tubes) -> Result<Option<Word>> {
         let live = self.live().await?;
-        let answers = join_all(live.iter().map(|(_, link)| self.answer(link, tubes))).await;
-        answers.into_iter().try_fold(None, |last: Option<Word>, answer| Ok(last.max(answer?.word)))
+        let answers = join_all(live.iter().map(async |(_, link)| self.ask(link, &[tubes]).await)).await;
+        let word = |of_server: Vec<Answer>| of_server.first().and_then(|answer| answer.word);
+        answers.into_iter().try_fold(None, |last: Option<Word>, answer| Ok(last.max(word(answer?))))
     }
 
     pub(crate) async fn pause(&self, tubes: &Tubes, time: Option<Duration>) -> Result<()> {

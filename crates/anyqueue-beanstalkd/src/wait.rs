@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyqueue_core::{Error, Moment, Result};
 use bytes::Bytes;
-use futures::future::join_all;
 
 use crate::error;
 use crate::feed::Feed;
@@ -86,8 +85,11 @@ impl Hub {
 
     /// Asks which of the queues that are waited for are paused.
     async fn hear_all(&self) {
-        let queues: Vec<Arc<Tubes>> = self.feeds().iter().filter(|feed| feed.lingers()).map(|feed| feed.source.clone()).collect();
-        join_all(queues.iter().map(|queue| self.hear(queue))).await;
+        let mut queues: Vec<Arc<Tubes>> =
+            self.feeds().iter().filter(|feed| feed.lingers()).map(|feed| feed.source.clone()).collect();
+        queues.sort_unstable_by_key(Arc::as_ptr);
+        queues.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        self.hear(&queues).await;
     }
 
     async fn start_wait(&self, server: &Arc<Server>, tubes: Vec<Tube>, wait: u32) -> Result<(Arc<Link>, Answers)> {

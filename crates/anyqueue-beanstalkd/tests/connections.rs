@@ -35,6 +35,10 @@ async fn one_connection_waits_for_fifty_queues() {
     }
     waiting(&server, "1").await;
     assert!(broker.info().connections <= 5, "{:?}", broker.info());
+    let before = broker.info().round_trips;
+    tokio::time::sleep(SOON).await;
+    let trips = broker.info().round_trips - before;
+    assert!(trips < 50, "{trips} round trips in {SOON:?}: idle queues are asked after together");
     for n in (0..50).rev() {
         broker.send(&queue(&format!("q{n}")), &[task(n)]).await.remove(0).unwrap();
     }
