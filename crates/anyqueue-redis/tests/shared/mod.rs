@@ -114,3 +114,13 @@ pub(crate) async fn somebody_waits(server: &dyn Server, queue: &QueueName) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// Waits until one connection is there on which consumers of a queue are rung.
+pub(crate) async fn somebody_listens(server: &dyn Server, queue: &QueueName) {
+    let (mut operator, question) = (operator(server).await, format!("PUBSUB NUMSUB anyqueue:{{{queue}}}"));
+    let began = Instant::now();
+    while tell::<(String, u64)>(&mut operator, &question).await.1 != 1 {
+        assert!(began.elapsed() < SOON, "nobody listens for {queue}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
