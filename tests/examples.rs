@@ -23,6 +23,18 @@ fn hello() {
 }
 
 #[test]
+fn own_command() {
+    let place = Place::bare();
+    let send = ["--send", "mail:welcome", "--data", "\"ann\"", "--watch", "--drain"];
+    start(&place, "own-command", &send).finish().ends_with(0).says("welcome, ann\n").says("drained: 1 done");
+    start(&place, "own-command", &["--list"]).finish().ends_with(0).says("mail").says("welcome");
+    place.write("queue.toml", "[defaults]\nmax_attempts = 1\n[queues.other]\nworkers = [\"t\"]\n");
+    let ran = start(&place, "own-command", &["--send", "mail:welcome", "--data", "7", "--watch", "--drain"]).finish();
+    ran.ends_with(0).says("1 held").complains("no worker here: other");
+    start(&place, "own-command", &["--watch", "other"]).finish().ends_with(1).complains("those that have one: `mail`");
+}
+
+#[test]
 fn long_task() {
     let place = Place::bare();
     let ran = start(&place, "long-task", &[]).finish().ends_with(0).says("attempt 1: step 12 of 12").says("drained: 1 done");

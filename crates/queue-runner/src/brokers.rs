@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 use crate::failure::OK;
 use crate::out::{Out, size};
 
-pub(crate) fn show(out: &mut Out, markdown: bool) -> u8 {
-    let drivers = Drivers::enabled();
+pub(crate) fn show(out: &mut Out, drivers: &Drivers, markdown: bool) -> u8 {
     let drivers: Vec<&Driver> = drivers.iter().collect();
     if out.is_json() {
         drivers.iter().for_each(|driver| out.object(&object(driver)));
