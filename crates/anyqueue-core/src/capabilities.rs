@@ -213,6 +213,8 @@ pub struct Capabilities {
     pub order: Order,
     /// What an accepted task survives.
     pub durability: Durability,
+    /// When it does not, in one sentence, if there is such a case.
+    pub durability_caveat: Option<&'static str>,
     /// The most that goes into one request.
     pub batch: Batch,
     /// The largest body, in bytes.
@@ -259,6 +261,7 @@ impl Capabilities {
         ),
         order: Order::Fifo,
         durability: Durability::None,
+        durability_caveat: None,
         batch: Batch { send: 1024, reserve: 1024, settle: 1024 },
         max_payload: None,
         counts: Counts::EXACT,

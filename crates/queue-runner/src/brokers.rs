@@ -56,7 +56,13 @@ fn rows(drivers: &[&Driver], notes: &mut Vec<String>) -> Vec<Vec<String>> {
     fact("longest delay", &mut |driver| longest(driver.capabilities.delay.limits().max));
     fact("longest TTR", &mut |driver| time::show(driver.capabilities.ttr.limits().max));
     fact("order within a level", &mut |driver| order(driver.capabilities.order).to_owned());
-    fact("a task survives", &mut |driver| durability(driver.capabilities.durability).to_owned());
+    fact("a task survives", &mut |driver| {
+        let survives = durability(driver.capabilities.durability).to_owned();
+        match driver.capabilities.durability_caveat {
+            None => survives,
+            Some(caveat) => format!("{survives} [{}]", noted(notes, caveat)),
+        }
+    });
     fact("a killed worker's tasks", &mut |driver| death(driver.capabilities.death).to_owned());
     fact("a frozen worker's tasks", &mut |driver| frozen(&driver.capabilities));
     fact("largest task", &mut |driver| driver.capabilities.max_payload.map_or("no limit".into(), size));
@@ -75,12 +81,13 @@ pub(crate) fn told(capabilities: &Capabilities) -> Vec<[String; 2]> {
         let caveat = support.caveat().map_or_else(String::new, |caveat| format!(": {caveat}"));
         [verb.to_owned(), format!("{}{caveat}", support.word())]
     };
+    let survives = durability(c.durability);
     let facts = [
         ("priority levels", levels(c.priority)),
         ("longest delay", longest(c.delay.limits().max)),
         ("longest TTR", time::show(c.ttr.limits().max)),
         ("order", order(c.order).to_owned()),
-        ("a task survives", durability(c.durability).to_owned()),
+        ("a task survives", c.durability_caveat.map_or_else(|| survives.into(), |caveat| format!("{survives}: {caveat}"))),
         ("a killed worker's tasks", death(c.death).to_owned()),
         ("a frozen worker's tasks", frozen(c)),
         ("largest task", c.max_payload.map_or("no limit".into(), size)),
@@ -144,7 +151,7 @@ pub(crate) fn capabilities(capabilities: &Capabilities) -> Value {
     let c = capabilities;
     json!({
         "verbs": c.verbs().into_iter().map(verb).collect::<serde_json::Map<_, _>>(),
-        "priority_levels": levels(c.priority), "order": order(c.order), "durability": durability(c.durability),
+        "priority_levels": levels(c.priority), "order": order(c.order), "durability": durability(c.durability), "durability_caveat": c.durability_caveat,
         "longest_delay": c.delay.limits().max.as_secs(), "longest_ttr": c.ttr.limits().max.as_secs(),
         "batch": { "send": c.batch.send, "reserve": c.batch.reserve, "settle": c.batch.settle },
         "largest_task": c.max_payload, "killed_worker": death(c.death), "frozen_worker": frozen(c),
