@@ -50,7 +50,7 @@
 //!
 //! | key | what |
 //! |---|---|
-//! | `…` | hash: `layout`, number of the last `batch`, `paused` and `bell` (until when), in milliseconds; also the name of the channel |
+//! | `…` | hash: `layout`, number of the last `batch`, `paused` and `bell` (until when), in milliseconds, and `large` once a task was larger than 8 KiB; also the name of the channel |
 //! | `…:tasks` | hash: 16 bytes of the id → 34 bytes (batch, when it was put and first sent, place, priority, TTR, delay) and the body |
 //! | `…:ready` | sorted set of places: priority, batch, place in the batch, id; 28 bytes whose order is the order of tasks, all with score 0 |
 //! | `…:delayed` | sorted set of places by the moment when they are due |

@@ -31,6 +31,7 @@ const EXISTS: &str = include_str!("lua/exists.lua");
 const COUNT: &str = include_str!("lua/count.lua");
 const PLACE: &str = include_str!("lua/place.lua");
 const LEASE: &str = include_str!("lua/lease.lua");
+const LARGE: &str = include_str!("lua/large.lua");
 const STALE: &str = include_str!("lua/stale.lua");
 const PROMOTE: &str = include_str!("lua/promote.lua");
 
@@ -54,10 +55,10 @@ impl Script {
 
     fn parts(self) -> &'static [&'static str] {
         match self {
-            Self::Send => &[KEYS, CLOCK, BELL, EXISTS, include_str!("lua/send.lua")],
-            Self::Reserve => &[FREES, KEYS, CLOCK, NEVER, BELL, COUNT, LEASE, PROMOTE, include_str!("lua/reserve.lua")],
+            Self::Send => &[KEYS, CLOCK, BELL, EXISTS, LARGE, include_str!("lua/send.lua")],
+            Self::Reserve => &[FREES, KEYS, CLOCK, NEVER, BELL, COUNT, LEASE, PROMOTE, LARGE, include_str!("lua/reserve.lua")],
             Self::Done => &[KEYS, LEASE, PLACE, STALE, include_str!("lua/done.lua")],
-            Self::Settle => &[KEYS, CLOCK, NEVER, BELL, COUNT, LEASE, PLACE, STALE, include_str!("lua/settle.lua")],
+            Self::Settle => &[KEYS, CLOCK, NEVER, BELL, COUNT, LEASE, PLACE, STALE, LARGE, include_str!("lua/settle.lua")],
             Self::Touch => &[FREES, KEYS, CLOCK, NEVER, BELL, include_str!("lua/touch.lua")],
             Self::Declare => &[FREES, KEYS, EXISTS, include_str!("lua/declare.lua")],
             Self::Stats => &[KEYS, CLOCK, include_str!("lua/stats.lua")],
