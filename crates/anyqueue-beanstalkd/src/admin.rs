@@ -23,7 +23,12 @@ const PART: u64 = 256;
 const SAME: Duration = Duration::from_secs(3);
 
 impl Beanstalkd {
-    async fn on<T>(&self, queue: &QueueName, verb: &'static str, act: impl AsyncFnOnce(&Hub, &Tubes) -> Result<T>) -> Result<T> {
+    async fn on<T>(
+        &self,
+        queue: &QueueName,
+        verb: &'static str,
+        act: impl AsyncFnOnce(&Arc<Hub>, &Arc<Tubes>) -> Result<T>,
+    ) -> Result<T> {
         let done = async {
             self.begin()?;
             act(&self.hub, &self.hub.tubes(queue)).await

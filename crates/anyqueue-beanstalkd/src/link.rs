@@ -68,6 +68,11 @@ impl Link {
         self.stream.is_dead()
     }
 
+    /// The address of the server.
+    pub(crate) fn server(&self) -> &str {
+        &self.stream.server
+    }
+
     /// Ends it now.
     pub(crate) fn close(&self, why: &Error) {
         self.stream.die(why);

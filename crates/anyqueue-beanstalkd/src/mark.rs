@@ -83,9 +83,18 @@ impl Hub {
             }
             Create::Never => {}
             Create::Auto => {
+                let (mut noted, mut full) = (known, None);
                 for link in unmarked {
-                    self.put_mark(link, &tubes.mark, &mark(&tubes.ends())).await?;
+                    match self.put_mark(link, &tubes.mark, &mark(&tubes.ends())).await {
+                        Err(e) if e.kind() == ErrorKind::Full => full = Some(e),
+                        marked => {
+                            marked?;
+                            noted = true;
+                        }
+                    }
                 }
+                // A server that is draining takes no mark; what is there already, or on another one, can be used without.
+                full.filter(|_| !noted).map_or(Ok(()), Err)?;
             }
         }
         drift.dedup();
@@ -107,8 +116,11 @@ impl Hub {
         let mark = Command::Put { priority: 0, delay: 0, ttr: DEFAULT_TTR.as_secs() as u32, body: text.as_bytes() };
         request.push_to(tube, &mark);
         match self.call(link, request).await?.pop() {
-            Some(Reply::Inserted(id)) => self.unmark(link, tube, id).await,
-            Some(other) => Err(error::unexpected(&other, "put")),
+            Some(Reply::Inserted(id)) => self.unmark(link, tube, id).await.map_err(Error::effect_unknown),
+            Some(other) => {
+                self.unbury(link, &other);
+                Err(error::unexpected(&other, "put"))
+            }
             None => Err(error::closed()),
         }
     }

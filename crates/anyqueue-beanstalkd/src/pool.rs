@@ -55,6 +55,13 @@ impl Pool {
         std::mem::take(&mut self.lock().links).into_iter().map(|entry| entry.link).collect()
     }
 
+    /// Takes out one that has ended, unless somebody who uses it will.
+    pub(crate) fn forget(&self, number: u64) {
+        let over = |entry: &mut Entry| entry.link.number == number && entry.busy == 0 && entry.waits.is_none();
+        // Dropped when the lock is open again.
+        let _ended: Vec<Entry> = self.lock().links.extract_if(.., over).collect();
+    }
+
     /// Takes out those that hold nothing.
     pub(crate) fn take_idle(&self, leases: &Leases) -> Vec<Arc<Link>> {
         let idle = |entry: &mut Entry| leases.held(entry.link.number) == 0;
@@ -177,6 +184,18 @@ impl Server {
             }
         }
         (Busy { server: self.clone(), link: link.clone() }, keep)
+    }
+
+    /// Leaves a wait that has not begun with these tubes, and ends it if there are none. False if it is over or was broken off.
+    pub(crate) fn narrow(&self, link: &Link, tubes: &[Tube]) -> bool {
+        let mut pool = self.pool.lock();
+        let Some(entry) = pool.links.iter_mut().find(|entry| entry.link.number == link.number) else { return false };
+        if tubes.is_empty() {
+            entry.waits = None;
+        } else if let Some(wait) = &mut entry.waits {
+            wait.tubes = tubes.to_vec();
+        }
+        entry.waits.is_some()
     }
 
     /// Ends a wait. False if it had been broken off.

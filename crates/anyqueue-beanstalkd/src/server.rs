@@ -116,6 +116,7 @@ impl Server {
         let ended = move || {
             if let Some(hub) = weak.upgrade() {
                 hub.leases().forget(number);
+                hub.servers.iter().for_each(|server| server.pool.forget(number));
                 hub.counters.lost();
             }
         };

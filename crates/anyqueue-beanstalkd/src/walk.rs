@@ -22,6 +22,9 @@ use crate::wire::{Command, JobState, JobStats, Reply, Yaml};
 /// Numbers asked for at once.
 const PART: u64 = 1024;
 
+/// After so many parts without a job of the queue its jobs are counted anew: those that were to come may be gone.
+const RECOUNT: u32 = 4;
+
 /// Bodies asked for at once by who looks for a task: they may be large.
 const BODIES: usize = 64;
 
@@ -106,13 +109,17 @@ pub(crate) struct Walk<'a> {
     /// Jobs of this queue that have not been seen yet.
     left: u64,
     counts: Counts,
+    /// Parts since the last one with a job of the queue in it.
+    barren: u32,
+    /// It is over once no job is in this state any more.
+    state: Option<State>,
 }
 
 impl<'a> Walk<'a> {
     /// A walk that ends once all jobs of the queue have been seen, if any is in this state.
     pub(crate) async fn start(
         hub: &'a Hub,
-        server: &'a Server,
+        server: &'a Arc<Server>,
         link: &Arc<Link>,
         tubes: &'a Tubes,
         state: Option<State>,
@@ -124,11 +131,16 @@ impl<'a> Walk<'a> {
             // Counted anew: a job that came meanwhile, and is met first, must not stand for an older one.
             counts = hub.counts(link, tubes).await?;
         }
-        Ok(Self { hub, server, link: link.clone(), tubes, next, left: counts.of(None), counts })
+        // A long walk keeps nobody's sends waiting behind it.
+        let link = if next > PART && counts.of(state) > 0 { server.connect().await? } else { link.clone() };
+        Ok(Self { hub, server, link, tubes, next, left: counts.of(None), counts, barren: 0, state })
     }
 
     /// The jobs of the queue among the next numbers; `None` at the end.
     pub(crate) async fn part(&mut self) -> Result<Option<Vec<Seen>>> {
+        if self.barren >= RECOUNT {
+            self.recount().await?;
+        }
         if self.next == 0 || self.left == 0 {
             return Ok(None);
         }
@@ -144,7 +156,16 @@ impl<'a> Walk<'a> {
                 seen.push(job);
             }
         }
+        self.barren = if seen.is_empty() { self.barren + 1 } else { 0 };
         Ok(Some(seen))
+    }
+
+    /// There are no more jobs left to see than there are jobs.
+    async fn recount(&mut self) -> Result<()> {
+        let counts = self.hub.counts(&self.link, self.tubes).await?;
+        self.barren = 0;
+        self.left = if counts.of(self.state) == 0 { 0 } else { self.left.min(counts.of(None)) };
+        Ok(())
     }
 
     /// The first jobs of the queue in one state, in the order of their places. Those without a place are left out.
@@ -260,7 +281,7 @@ impl Hub {
     /// Searches tasks of one server by their ids.
     pub(crate) async fn find(
         &self,
-        server: &Server,
+        server: &Arc<Server>,
         link: &Arc<Link>,
         tubes: &Tubes,
         mut ids: HashSet<TaskId>,

@@ -6,7 +6,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use anyqueue_core::{Defaults, Figure, Incoming, Settlement, Touch};
+use anyqueue_core::{Defaults, ErrorKind, Figure, Incoming, Settlement, Touch};
 use anyqueue_testkit::servers::beanstalkd;
 use anyqueue_testkit::{Sample, Server};
 use support::*;
@@ -151,6 +151,24 @@ fn connections_live_where_the_broker_was_connected() {
         assert_eq!(reserve(&mut *consumer, SOON).await.len(), 1);
         assert_eq!(broker.info().reconnects, 0, "the guest's end has closed nothing");
     });
+}
+
+#[test]
+fn a_runtime_that_ends_keeps_no_reserve_waiting() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (home, guest) = (runtime(), runtime());
+    let fake = Fake::start(&[("reserve-with-timeout", &["later: TIMED_OUT"])]);
+    let mut consumer = home.block_on(async { consume(&*connect_to(fake.address).await, &queue("q")).await });
+    let waiting = guest.spawn(async move {
+        let one = std::num::NonZeroUsize::MIN;
+        [consumer.reserve(one, SOON * 20).await, consumer.reserve(one, SOON * 20).await]
+    });
+    home.block_on(eventually("it looks", || async { fake.heard("reserve-with-timeout 0") }));
+    drop(home);
+    let both = guest.block_on(async { tokio::time::timeout(SOON * 3, waiting).await });
+    for answer in both.expect("no endless wait").unwrap() {
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::Closed);
+    }
 }
 
 #[tokio::test]

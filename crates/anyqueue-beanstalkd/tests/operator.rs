@@ -169,3 +169,47 @@ async fn bands_that_were_changed_are_reported_until_the_tubes_of_the_earlier_one
     let none = connect(&url("")).await.unwrap().declare(&queue).await.unwrap().drift;
     assert_eq!((none[0].wanted.as_str(), none[0].found.as_str()), ("none", "[100, 2048]"));
 }
+
+/// A server with one held task, which gives the answer to its put later.
+fn with_one_held(delete: &str) -> Fake {
+    let one = with_body("---\ncurrent-jobs-ready: 1\n");
+    Fake::start(&[
+        ("stats-tube", &["NOT_FOUND", &one]),
+        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("put", &["later: INSERTED 6"]),
+        ("delete", &[delete]),
+    ])
+}
+
+#[tokio::test]
+async fn a_kick_that_nobody_waits_for_any_more_leaves_no_task_both_ready_and_held() {
+    let fake = with_one_held("DELETED");
+    let broker = connect_to(fake.address).await;
+    let kicking = tokio::spawn(async move { broker.admin().kick(&queue("q"), &Which::All).await });
+    eventually("the copy is on its way", || async { fake.lines().iter().any(|(_, line)| line.starts_with("put ")) }).await;
+    kicking.abort();
+    assert!(kicking.await.unwrap_err().is_cancelled());
+    fake.open();
+    eventually("the held one is removed", || async { fake.heard("delete 5") }).await;
+}
+
+#[tokio::test]
+async fn a_task_that_is_still_held_was_not_kicked() {
+    let fake = with_one_held("NOT_FOUND");
+    fake.open();
+    assert_eq!(connect_to(fake.address).await.admin().kick(&queue("q"), &Which::All).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_search_for_a_task_that_is_done_meanwhile_does_not_go_back_to_the_first_number() {
+    let (one, none) = (with_body("---\ncurrent-jobs-ready: 1\n"), "NOT_FOUND");
+    let fake = Fake::start(&[
+        // What is counted when the walk begins, and what later: nothing.
+        ("stats-tube", &[&one, none, &one, none, none]),
+        ("put", &["INSERTED 100000"]),
+    ]);
+    let broker = connect_to(fake.address).await;
+    assert!(broker.admin().peek(&queue("q"), State::Ready, 1).await.unwrap().is_empty());
+    let asked = fake.lines().iter().filter(|(_, line)| line.starts_with("stats-job ")).count();
+    assert!(asked < 10_000, "{asked} numbers");
+}

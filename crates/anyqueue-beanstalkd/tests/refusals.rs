@@ -51,6 +51,26 @@ async fn a_draining_server_is_full_and_another_one_takes_the_tasks() {
 }
 
 #[tokio::test]
+async fn a_queue_of_a_draining_server_can_be_looked_at() {
+    let (draining, other) = (beanstalkd::start(&[]).await.unwrap(), beanstalkd::start(&[]).await.unwrap());
+    let mut plain = Plain::connect(draining.address());
+    plain.put("foreign", r#"{"task":"t"}"#);
+    drain(&draining);
+    eventually("the server drains", || {
+        let answer = plain.ask("put 0 0 1 0\r\n").0;
+        async move { answer == "DRAINING" }
+    })
+    .await;
+    let alone = connect_to(draining.address()).await;
+    assert!(!alone.declare(&queue("foreign")).await.unwrap().created, "its tasks say that it is there");
+    let error = alone.declare(&queue("new")).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Full && error.to_string().contains("draining"), "{error}");
+    let both = connect(&format!("beanstalkd://{},{}", draining.address(), other.address())).await.unwrap();
+    assert!(both.declare(&queue("new")).await.unwrap().created, "one mark is enough");
+    assert!(!both.declare(&queue("new")).await.unwrap().created);
+}
+
+#[tokio::test]
 async fn a_task_of_a_draining_server_is_retried_and_held_on_another_one() {
     let (draining, other) = (beanstalkd::start(&[]).await.unwrap(), beanstalkd::start(&[]).await.unwrap());
     let (alone, queue) = (connect_to(draining.address()).await, queue("q"));
