@@ -6,13 +6,6 @@ use rustix::process::Signal;
 
 use crate::place::{Event, Place, until};
 
-/// Whether the broker ends the lease of a worker that does nothing any more.
-fn is_bounded(place: &Place) -> bool {
-    let brokers = place.run(&["check", "--json"]).ends_with(0).json();
-    let broker = brokers.iter().find(|line| line["broker"] == "default").unwrap();
-    !broker["capabilities"]["frozen_bound"].is_null()
-}
-
 #[test]
 fn the_second_attempts_result_stands_and_the_late_one_is_recorded_as_late() {
     let place = Place::with("ttr = 1", "[runner]\nslots = 1");
@@ -24,7 +17,7 @@ fn the_second_attempts_result_stands_and_the_late_one_is_recorded_as_late() {
 
     let other = place.worker();
     let is_second = |event: &Event| event.what == "began" && event.pid != first.pid;
-    let second = if is_bounded(&place) {
+    let second = if !place.capability("frozen_bound").is_null() {
         place.wait_for("the second attempt", is_second)
     } else if let Some(second) = place.have_within(Duration::from_secs(10), is_second) {
         second
