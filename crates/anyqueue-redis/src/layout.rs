@@ -50,6 +50,10 @@ impl Keys {
         &self.names[4]
     }
 
+    pub(crate) fn tasks(&self) -> &str {
+        &self.names[5]
+    }
+
     pub(crate) fn reserved(&self) -> &str {
         &self.names[3]
     }

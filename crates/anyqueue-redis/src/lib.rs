@@ -71,6 +71,7 @@
 mod admin;
 mod bells;
 mod broker;
+mod claim;
 mod config;
 mod consumer;
 mod diagnose;
@@ -80,9 +81,11 @@ mod error;
 mod layout;
 mod node;
 mod orphans;
+mod portion;
 mod script;
 mod servers;
 mod settler;
+mod storm;
 #[cfg(feature = "tls")]
 mod tls;
 
