@@ -74,8 +74,7 @@ impl BeanstalkdConsumer {
     }
 
     async fn reserve_some(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>> {
-        let begun = self.hub.clock.now();
-        let (until, patient) = (begun + wait, begun + wait.max(LOOK));
+        let until = self.hub.clock.now() + wait;
         loop {
             if self.hub.is_closed() {
                 return Err(error::closed());
@@ -84,8 +83,9 @@ impl BeanstalkdConsumer {
             if !deliveries.is_empty() {
                 return Ok(deliveries);
             }
-            self.hub.leases().sweep_at_times(self.hub.clock.now());
-            let looked = self.look(max, patient).await;
+            let now = self.hub.clock.now();
+            self.hub.leases().sweep_at_times(now);
+            let looked = self.look(max, until.max(now + LOOK)).await;
             let deliveries = self.take(max)?;
             match looked {
                 _ if !deliveries.is_empty() => return Ok(deliveries),
