@@ -5,16 +5,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::{PushInfo, PushKind, Value, cmd};
+use redis::{PushInfo, PushKind, RedisError, Value, cmd};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
+use crate::config::Address;
 use crate::dial::Link;
 use crate::servers::Servers;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// The pause after the server has denied us the channels.
+const DENIED_PAUSE: Duration = Duration::from_secs(60);
+/// How long a new map of the servers is waited for.
+const SILENCE: Duration = Duration::from_millis(500);
 
 /// The bells of all queues that are listened to.
 #[derive(Debug)]
@@ -30,6 +35,9 @@ struct Shared {
     /// There are bells that the server has not been asked for.
     more: Notify,
     listening: AtomicBool,
+    closed: AtomicBool,
+    /// It was said that the channels are denied.
+    warned: AtomicBool,
 }
 
 impl Shared {
@@ -45,6 +53,10 @@ impl Shared {
         if let Some(bell) = self.bells().get(name) {
             bell.send_modify(|rung| *rung += 1);
         }
+    }
+
+    fn ring_all(&self) {
+        self.names().iter().for_each(|name| self.ring(name));
     }
 }
 
@@ -72,7 +84,7 @@ impl Bells {
     /// Listens anew where the runtime of who listened has ended.
     fn keep_listening(&self) {
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        if task.as_ref().is_none_or(AbortHandle::is_finished) {
+        if task.as_ref().is_none_or(AbortHandle::is_finished) && !self.shared.closed.load(Ordering::Acquire) {
             *task = Some(tokio::spawn(run(self.shared.clone(), self.servers.clone())).abort_handle());
         }
     }
@@ -88,12 +100,14 @@ impl Bells {
 
     /// Lets all who wait look again.
     pub(crate) fn ring_all(&self) {
-        self.shared.names().iter().for_each(|name| self.shared.ring(name));
+        self.shared.ring_all();
     }
 
     /// Ends the connection.
     pub(crate) fn close(&self) {
-        if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.closed.store(true, Ordering::Release);
+        if let Some(task) = task.take() {
             task.abort();
         }
         self.shared.listening.store(false, Ordering::Release);
@@ -113,15 +127,32 @@ impl Drop for Ended<'_> {
     fn drop(&mut self) {
         self.0.listening.store(false, Ordering::Release);
         // Who rests counts on being rung: let them look, and then look more often.
-        self.0.names().iter().for_each(|name| self.0.ring(name));
+        self.0.ring_all();
     }
+}
+
+/// How listening ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// It did not begin.
+    Unheard,
+    /// The server denies us the channels.
+    Denied,
+    /// The connection broke.
+    Broken,
 }
 
 async fn run(shared: Arc<Shared>, servers: Arc<Servers>) {
     let mut pause = FIRST_PAUSE;
     loop {
-        if listen(&shared, &servers).await {
-            pause = FIRST_PAUSE;
+        match listen(&shared, &servers).await {
+            // Only an operator changes that, and our servers are well.
+            Ending::Denied => {
+                tokio::time::sleep(DENIED_PAUSE).await;
+                continue;
+            }
+            Ending::Broken => pause = FIRST_PAUSE,
+            Ending::Unheard => {}
         }
         servers.doubt();
         // What broke here may be broken there too, and nobody may ask there for long.
@@ -133,24 +164,29 @@ async fn run(shared: Arc<Shared>, servers: Arc<Servers>) {
     }
 }
 
-/// Listens until the connection breaks. Says whether it could.
-async fn listen(shared: &Shared, servers: &Servers) -> bool {
-    // An error means an old map: then what it says is tried.
-    let _ = servers.refresh().await;
-    let Some(address) = fastrand::choice(servers.masters()).map(|node| node.address.clone()) else { return false };
+/// Listens until the connection breaks.
+async fn listen(shared: &Shared, servers: &Arc<Servers>) -> Ending {
+    // An error, or one who is silent, means an old map: then what it says is tried.
+    let asked = servers.clone();
+    let _ = tokio::time::timeout(SILENCE, tokio::spawn(async move { asked.refresh().await })).await;
+    let Some(address) = fastrand::choice(servers.masters()).map(|node| node.address.clone()) else { return Ending::Unheard };
     let (rung, mut pushed) = unbounded_channel();
     let mut link = match servers.dial().bells(&address, rung).await {
         Ok(link) => link,
         Err(error) => {
             tracing::debug!(server = %address, %error, "cannot listen");
-            return false;
+            return Ending::Unheard;
         }
     };
     let _listening = Ended(shared);
     let (mut asked, mut listened) = (Vec::new(), false);
     let ended = loop {
         if let Err(error) = subscribe(shared, &mut link, &mut asked).await {
-            break error;
+            if error.code() == Some("NOPERM") {
+                warn_once(shared, &address, &error);
+                return Ending::Denied;
+            }
+            break error.to_string();
         }
         shared.listening.store(true, Ordering::Release);
         listened = true;
@@ -176,21 +212,23 @@ async fn listen(shared: &Shared, servers: &Servers) -> bool {
             Next::Broken => break "the connection broke".to_owned(),
         }
     };
-    if listened {
-        tracing::debug!(server = %address, ended, "no longer listening");
-    } else {
-        tracing::warn!(server = %address, error = ended, "cannot listen; workers look five times a second instead of being rung");
+    tracing::debug!(server = %address, ended, "no longer listening");
+    if listened { Ending::Broken } else { Ending::Unheard }
+}
+
+fn warn_once(shared: &Shared, address: &Address, error: &RedisError) {
+    if !shared.warned.swap(true, Ordering::AcqRel) {
+        tracing::warn!(server = %address, %error, "cannot listen; workers look five times a second instead of being rung");
     }
-    listened
 }
 
 /// Asks for the bells that are new. Rings them: what happened before is not pushed.
-async fn subscribe(shared: &Shared, link: &mut Link, asked: &mut Vec<String>) -> Result<(), String> {
+async fn subscribe(shared: &Shared, link: &mut Link, asked: &mut Vec<String>) -> Result<(), RedisError> {
     let new: Vec<String> = shared.names().into_iter().filter(|name| !asked.contains(name)).collect();
     if new.is_empty() {
         return Ok(());
     }
-    link.connection.subscribe(&new).await.map_err(|e| e.to_string())?;
+    link.connection.subscribe(&new).await?;
     new.iter().for_each(|name| shared.ring(name));
     asked.extend(new);
     Ok(())
@@ -217,6 +255,8 @@ async fn attend(shared: &Shared, servers: &Servers, pushed: &mut UnboundedReceiv
                 Some(_) => {}
             },
             () = shared.more.notified() => return Next::Subscribe,
+            // Who waits must look: their marks may be gone.
+            () = servers.dial().upset.notified() => shared.ring_all(),
             () = &mut quiet => return Next::Ping,
         }
     }

@@ -9,6 +9,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, RedisConnectionInfo};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 
@@ -30,6 +31,8 @@ pub(crate) struct Tally {
 pub(crate) struct Dial {
     pub(crate) config: Arc<Config>,
     pub(crate) tally: Arc<Tally>,
+    /// A connection broke or was made anew, or a queue is elsewhere: marks of who waits may be gone.
+    pub(crate) upset: Notify,
     #[cfg(feature = "tls")]
     tls: Option<Connector>,
 }
@@ -66,6 +69,7 @@ impl Dial {
             tls: config.tls.as_ref().map(Connector::new).transpose()?,
             config,
             tally: Arc::default(),
+            upset: Notify::new(),
         })
     }
 

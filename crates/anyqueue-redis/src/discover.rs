@@ -24,7 +24,7 @@ pub(crate) enum Standing {
 }
 
 /// Who has which slots: first, last, node. Without a cluster one node has all.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Map(Vec<(u16, u16, Address)>);
 
 impl Map {

@@ -23,6 +23,11 @@ impl Fault {
         if code == "ERR" { hidden().map(|code| code.0).or(Some(code)) } else { Some(code) }
     }
 
+    /// Whether the server is no master (any more).
+    pub(crate) fn is_of_a_replica(&self) -> bool {
+        matches!(self.code(), Some("READONLY" | "MASTERDOWN"))
+    }
+
     /// Says what happened at which server, and what to do next.
     pub(crate) fn explain(self, server: &dyn std::fmt::Display) -> Error {
         let code = self.code().map(str::to_owned);

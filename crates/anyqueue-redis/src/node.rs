@@ -111,6 +111,7 @@ impl Node {
         if before.is_ok() {
             self.dial.tally.reconnects.fetch_add(1, Ordering::Relaxed);
             tracing::info!(server = %self.address, "connected again");
+            self.dial.upset.notify_one();
         }
         shared
     }
@@ -121,6 +122,20 @@ impl Node {
         let before = links.len();
         links.retain(|shared| shared.number != number);
         self.broken.fetch_add((before - links.len()) as u64, Ordering::Relaxed);
+        self.dial.upset.notify_one();
+    }
+
+    /// Whether a request from here needs no new connection.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.of(Handle::current().id()).is_some()
+    }
+
+    /// Takes the place of a node whose connections broke: that it is there means that they were made again.
+    pub(crate) fn succeed(&self, other: &Self) {
+        if other.broken.swap(0, Ordering::Relaxed) > 0 {
+            self.dial.tally.reconnects.fetch_add(1, Ordering::Relaxed);
+            self.dial.upset.notify_one();
+        }
     }
 
     /// Sends one request and waits for its answer.
@@ -143,7 +158,12 @@ impl Node {
         match answer {
             Ok(value) => {
                 self.dial.tally.round_trips.fetch_add(1, Ordering::Relaxed);
-                value.extract_error().map_err(Fault::Refused)
+                let answer = value.extract_error().map_err(Fault::Refused);
+                if answer.as_ref().is_err_and(Fault::is_of_a_replica) {
+                    // A master that was demoted keeps its clients. Behind the same address may be its successor by now.
+                    self.broke(number);
+                }
+                answer
             }
             Err(error) => {
                 self.broke(number);

@@ -25,6 +25,9 @@ const CHANGING: Duration = Duration::from_millis(50);
 /// A map of the servers is not asked for more often.
 const FRESH: Duration = Duration::from_millis(100);
 
+/// The same after a try that failed, by those who can do without a new map.
+const FRESH_ENOUGH: Duration = Duration::from_secs(2);
+
 /// All servers of one broker.
 #[derive(Debug)]
 pub(crate) struct Servers {
@@ -36,12 +39,16 @@ pub(crate) struct Servers {
     /// Something happened that a new map may explain.
     stale: AtomicBool,
     asking: tokio::sync::Mutex<Asked>,
+    /// Whoever drew the map may know less than others: an owner that it names is not there.
+    distrusted: AtomicBool,
+    closed: AtomicBool,
 }
 
 /// The last time that somebody asked for the map.
 #[derive(Debug, Default)]
 struct Asked {
     at: Option<Instant>,
+    failed: bool,
     /// Who answered, and is asked first the next time.
     of: Option<Address>,
 }
@@ -80,6 +87,8 @@ impl Servers {
             nodes: Mutex::new(HashMap::from([(node.address.clone(), node)])),
             stale: AtomicBool::new(standing == Standing::Cluster),
             asking: tokio::sync::Mutex::default(),
+            distrusted: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             dial,
         };
         servers.refresh().await?;
@@ -100,7 +109,29 @@ impl Servers {
 
     fn node(&self, address: &Address) -> Arc<Node> {
         let new = || Arc::new(Node::new(address.clone(), self.dial.clone()));
-        self.nodes().entry(address.clone()).or_insert_with(new).clone()
+        let mut nodes = self.nodes();
+        let node = nodes.entry(address.clone()).or_insert_with(new).clone();
+        self.end_if_closed(&node);
+        node
+    }
+
+    /// Takes over a node that was found, unless the one that is known is well.
+    fn adopt(&self, found: Arc<Node>) {
+        let mut nodes = self.nodes();
+        self.end_if_closed(&found);
+        match nodes.get(&found.address) {
+            Some(known) if known.is_connected() => return,
+            Some(known) => found.succeed(known),
+            None => {}
+        }
+        nodes.insert(found.address.clone(), found);
+    }
+
+    /// Called with the nodes locked: nothing comes to life once all were closed.
+    fn end_if_closed(&self, node: &Node) {
+        if self.closed.load(Ordering::Acquire) {
+            node.close();
+        }
     }
 
     /// The servers that have tasks, each once.
@@ -125,13 +156,46 @@ impl Servers {
         }
         let found = self.ask(&mut asked.of).await;
         // After it: who waited meanwhile need not do the same again.
-        asked.at = Some(Instant::now());
+        (asked.at, asked.failed) = (Some(Instant::now()), found.is_err());
         let found = found?;
         // Nodes that have nothing (any more) are let go; who waits for an answer of theirs still gets it.
         self.nodes().retain(|address, _| found.has(address));
-        *self.map() = found;
+        let before = std::mem::replace(&mut *self.map(), found.clone());
         self.stale.store(false, Ordering::Release);
+        if before != found {
+            self.dial.upset.notify_one();
+        }
         Ok(())
+    }
+
+    /// The same while who wants it goes on with the map that is there.
+    fn refresh_behind(self: &Arc<Self>) {
+        let Ok(asked) = self.asking.try_lock() else { return };
+        let enough = if asked.failed { FRESH_ENOUGH } else { FRESH };
+        if asked.at.is_some_and(|at| at.elapsed() < enough) {
+            return;
+        }
+        drop(asked);
+        let servers = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = servers.refresh().await {
+                tracing::debug!(%error, "cannot ask where the queues are; the old map still works");
+            }
+        });
+    }
+
+    /// Sees to it that the map is as new as a request needs it: whoever has a connection to the owner that it names need
+    /// not wait, and learns from the answer if it is another.
+    async fn ready(self: &Arc<Self>, slot: u16) -> Result<()> {
+        if !self.stale.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let owner = self.map().owner(slot).cloned();
+        if owner.is_some_and(|owner| self.node(&owner).is_connected()) {
+            self.refresh_behind();
+            return Ok(());
+        }
+        self.refresh().await
     }
 
     async fn ask(&self, last: &mut Option<Address>) -> Result<Map> {
@@ -140,17 +204,13 @@ impl Servers {
             Standing::Alone | Standing::Sentinel => {
                 let Found { node, .. } = find(&self.dial).await?;
                 let address = node.address.clone();
-                self.nodes().entry(address.clone()).or_insert(node);
+                self.adopt(node);
                 Map::of_one(address)
             }
             Standing::Cluster => {
                 let known = self.masters().into_iter().map(|node| node.address.clone());
-                let mut first: Vec<Address> = last.take().into_iter().collect();
-                for address in known.chain(self.dial.config.hosts.iter().cloned()) {
-                    if !first.contains(&address) {
-                        first.push(address);
-                    }
-                }
+                let distrusted = self.distrusted.swap(false, Ordering::AcqRel);
+                let first = in_order(last.take(), distrusted, known.chain(self.dial.config.hosts.iter().cloned()));
                 let (map, by) = ask_cluster(first.iter().map(|address| self.node(address)).collect()).await?;
                 *last = Some(by);
                 map
@@ -167,20 +227,20 @@ impl Servers {
     }
 
     /// Sends a request to whoever has the queue now.
-    pub(crate) async fn call(&self, request: &Request) -> Result<Value> {
+    pub(crate) async fn call(self: &Arc<Self>, request: &Request) -> Result<Value> {
         self.send(request.slot, &request.command, Some(request.script)).await
     }
 
     /// Sends a plain command on a queue's keys.
-    pub(crate) async fn command(&self, keys: &Keys, command: &Cmd) -> Result<Value> {
+    pub(crate) async fn command(self: &Arc<Self>, keys: &Keys, command: &Cmd) -> Result<Value> {
         self.send(keys.slot, command, None).await
     }
 
-    async fn send(&self, slot: u16, command: &Cmd, script: Option<Script>) -> Result<Value> {
+    async fn send(self: &Arc<Self>, slot: u16, command: &Cmd, script: Option<Script>) -> Result<Value> {
         let give_up = Instant::now() + self.dial.config.timeout;
         let (mut asked, mut redirects, mut taught) = (None, 0, 0);
         loop {
-            let refreshed = self.refresh().await;
+            let refreshed = self.ready(slot).await;
             let asking = asked.take();
             let owner = || self.map().owner(slot).cloned();
             let Some(address) = asking.clone().or_else(owner) else {
@@ -216,11 +276,19 @@ impl Servers {
                         tokio::time::sleep(CHANGING).await;
                     }
                 }
+                // Once: the connection was let go, and a new one may lead to a master.
+                (Some("READONLY" | "MASTERDOWN"), _) if redirects < 1 => {
+                    redirects += 1;
+                    self.doubt();
+                }
                 (Some("TRYAGAIN" | "CLUSTERDOWN"), _) if Instant::now() + CHANGING < give_up => {
                     self.doubt();
                     tokio::time::sleep(CHANGING).await;
                 }
                 _ => {
+                    if matches!(fault, Fault::Down(_) | Fault::Lost(_)) {
+                        self.distrusted.store(true, Ordering::Release);
+                    }
                     self.doubt();
                     return Err(fault.explain(&address));
                 }
@@ -238,11 +306,47 @@ impl Servers {
 
     /// Ends all connections for good.
     pub(crate) fn close(&self) {
-        self.nodes().values().for_each(|node| node.close());
+        let nodes = self.nodes();
+        self.closed.store(true, Ordering::Release);
+        nodes.values().for_each(|node| node.close());
     }
+}
+
+/// Whom to ask for the map: first who drew the last one, or where that one is not to be trusted, the others by lot.
+fn in_order(last: Option<Address>, distrusted: bool, others: impl Iterator<Item = Address>) -> Vec<Address> {
+    let mut order: Vec<Address> = Vec::new();
+    for address in last.clone().into_iter().chain(others) {
+        if !order.contains(&address) {
+            order.push(address);
+        }
+    }
+    if distrusted {
+        fastrand::shuffle(&mut order);
+        order.sort_by_key(|address| last.as_ref() == Some(address));
+    }
+    order
 }
 
 fn redirect(fault: &Fault, asked: &Address) -> Option<Address> {
     let Fault::Refused(error) = fault else { return None };
     error.redirect_node().and_then(|(to, _)| Address::parse(to, asked))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_drew_a_wrong_map_is_asked_last() {
+        let address = |port| Address { host: "h".into(), port };
+        let others = || (1..=4).map(address);
+        assert_eq!(in_order(Some(address(3)), false, others()), [3, 1, 2, 4].map(address));
+        let mut firsts = std::collections::HashSet::new();
+        for _ in 0..200 {
+            let order = in_order(Some(address(3)), true, others());
+            assert_eq!((order.len(), &order[3]), (4, &address(3)));
+            firsts.insert(order[0].port);
+        }
+        assert_eq!(firsts.len(), 3, "each of the others has its turn");
+    }
 }

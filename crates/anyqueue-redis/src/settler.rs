@@ -45,16 +45,19 @@ impl RedisSettler {
 
     /// What becomes of a settlement, and what is remembered of it for the next try.
     fn settled(&self, lease: &Lease, answer: Result<Word>) -> Result<()> {
-        let lost = match &answer {
-            Ok(Word::Good) => return Ok(()),
+        let known = match &answer {
             Ok(_) => true,
             Err(e) if e.effect() == Effect::Unknown => false,
             Err(_) => return answer.map(drop),
         };
         let mut unanswered = self.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
-        if lost {
-            let ours = unanswered.remove(lease) && matches!(answer, Ok(Word::Settled));
-            return if ours { Ok(()) } else { Err(Error::lease_lost()) };
+        if known {
+            let asked_before = unanswered.remove(lease);
+            return match answer {
+                Ok(Word::Good) => Ok(()),
+                Ok(Word::Settled) if asked_before => Ok(()),
+                _ => Err(Error::lease_lost()),
+            };
         }
         if unanswered.len() >= UNANSWERED {
             unanswered.clear();

@@ -4,6 +4,7 @@
 
 mod shared;
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyqueue_core::{Durability, Effect, ErrorKind, Settlement, Severity, State, Touch, Which};
@@ -13,6 +14,7 @@ use shared::{
     SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_listens, somebody_waits,
     tell, url, work,
 };
+use tokio::net::{TcpListener, TcpStream};
 
 const NONE: [&str; 0] = [];
 
@@ -138,6 +140,41 @@ async fn a_replica_is_named_as_such() {
     assert!(error.to_string().contains("name the master"), "{error}");
     let both = connect(&format!("redis://{},{}", replica.address(), master.address())).await.unwrap();
     send_one(&*both, &queue("copy"), 1).await.unwrap();
+}
+
+/// An address behind which the server changes: a proxy of the operator's, or a name.
+#[tokio::test]
+async fn a_master_that_was_demoted_under_a_living_connection_is_left_for_its_successor() {
+    let (old, new) = (redis::start(NONE).await.unwrap(), redis::start(NONE).await.unwrap());
+    let target = Arc::new(Mutex::new(old.address()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn({
+        let target = target.clone();
+        async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let to = *target.lock().unwrap();
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(to).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        }
+    });
+    let (broker, queue) = (connect(&format!("redis://{address}")).await.unwrap(), queue("demoted"));
+    let mut consumer = consumer(&*broker, &queue).await;
+    send_one(&*broker, &queue, 1).await.unwrap();
+    let port = old.address().port();
+    let _: () = tell(&mut operator(&new).await, &format!("REPLICAOF 127.0.0.1 {port}")).await;
+    let _: u64 = tell(&mut operator(&old).await, "WAIT 1 5000").await;
+    let _: () = tell(&mut operator(&new).await, "REPLICAOF NO ONE").await;
+    let port = new.address().port();
+    let _: () = tell(&mut operator(&old).await, &format!("REPLICAOF 127.0.0.1 {port}")).await;
+    let error = send_one(&*broker, &queue, 2).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ReadOnly, "{error}");
+    *target.lock().unwrap() = new.address();
+    send_one(&*broker, &queue, 2).await.unwrap();
+    assert_eq!(work(&mut *consumer, 2, SOON).await, [1, 2]);
 }
 
 #[tokio::test]

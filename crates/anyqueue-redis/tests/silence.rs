@@ -4,13 +4,14 @@
 
 mod shared;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyqueue_core::{Effect, ErrorKind, Severity};
+use anyqueue_core::{Effect, ErrorKind, Settlement, Severity};
 use anyqueue_testkit::servers::redis;
 use anyqueue_testkit::{Launch, Process, Proxy, Ready, Sample, Server, free_port, temp_dir};
 use shared::cluster::Cluster;
-use shared::{SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, somebody_waits, tell, url, work};
+use shared::{SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_listens, somebody_waits, tell, url, work};
 
 const NONE: [&str; 0] = [];
 /// Less than the time after which one that is silent counts as dead.
@@ -106,17 +107,63 @@ async fn a_node_of_a_cluster_that_is_silent_holds_up_no_other() {
     }
 }
 
+async fn sentinel(folder: &Path, name: &str, master: &Process) -> Process {
+    let file = folder.join(name);
+    let port = master.address().port();
+    std::fs::write(&file, format!("sentinel monitor tasks 127.0.0.1 {port} 2\n")).unwrap();
+    let arguments = [file.to_str().unwrap(), "--sentinel", "--port", "{port}", "--bind", "127.0.0.1"];
+    Process::start(Launch::new(redis::program()).args(arguments).ready(Ready::Connect)).await.unwrap()
+}
+
+#[tokio::test]
+async fn who_has_the_master_needs_no_sentinel() {
+    let (master, folder) = (redis::start(NONE).await.unwrap(), temp_dir().unwrap());
+    let sentinel = sentinel(folder.path(), "sentinel.conf", &master).await;
+    let address = format!("{}?master=tasks&liveness=10s", url(&sentinel));
+    let (broker, queue) = (eventually(|| connect(&address)).await, queue("unwatched"));
+    let mut consumer = consumer(&*broker, &queue).await;
+    send(&*broker, &queue, &Sample::many(3)).await.unwrap();
+    let got = reserve(&mut *consumer, 3, SOON).await.unwrap();
+    sentinel.pause().unwrap();
+    let settler = consumer.settler();
+    for delivery in got.chunks(1) {
+        // Whoever is cut off from its bell asks the sentinels, and gets no answer.
+        somebody_listens(&master, &queue).await;
+        let _: () = tell(&mut operator(&master).await, "CLIENT KILL TYPE pubsub").await;
+        let began = Instant::now();
+        settle_all(&*settler, delivery, Settlement::Done).await.unwrap();
+        assert!(began.elapsed() < UNHINDERED, "settled after {:?}", began.elapsed());
+    }
+    sentinel.resume().unwrap();
+}
+
+#[tokio::test]
+async fn a_user_without_channels_leaves_the_sentinels_in_peace() {
+    let (master, folder) = (redis::start(NONE).await.unwrap(), temp_dir().unwrap());
+    let _: () = tell(&mut operator(&master).await, "ACL SETUSER worker on >secret resetchannels ~anyqueue:* +@all").await;
+    let sentinel = sentinel(folder.path(), "sentinel.conf", &master).await;
+    let address = format!("redis://worker:secret@{}?master=tasks", sentinel.address());
+    let (broker, queue) = (eventually(|| connect(&address)).await, queue("unrung"));
+    let mut consumer = consumer(&*broker, &queue).await;
+    assert!(reserve(&mut *consumer, 1, Duration::from_millis(500)).await.unwrap().is_empty());
+    let asked = async || -> u64 {
+        let text: String = tell(&mut operator(&sentinel).await, "INFO stats").await;
+        let line = text.lines().find_map(|line| line.strip_prefix("total_connections_received:")).unwrap();
+        line.parse().unwrap()
+    };
+    let before = asked().await;
+    assert!(reserve(&mut *consumer, 1, Duration::from_secs(5)).await.unwrap().is_empty());
+    assert_eq!(asked().await - before, 1, "connections, that of this question included");
+    send_one(&*broker, &queue, 1).await.unwrap();
+    assert_eq!(work(&mut *consumer, 1, SOON).await, [1]);
+}
+
 #[tokio::test]
 async fn sentinels_that_are_dead_or_silent_hold_up_no_other() {
     let master = redis::start(NONE).await.unwrap();
     let (folder, mut sentinels) = (temp_dir().unwrap(), Vec::new());
     for number in 0..2 {
-        let file = folder.path().join(format!("sentinel-{number}.conf"));
-        let port = master.address().port();
-        std::fs::write(&file, format!("sentinel monitor tasks 127.0.0.1 {port} 2\n")).unwrap();
-        let arguments = [file.to_str().unwrap(), "--sentinel", "--port", "{port}", "--bind", "127.0.0.1"];
-        let launch = Launch::new(redis::program()).args(arguments).ready(Ready::Connect);
-        sentinels.push(Process::start(launch).await.unwrap());
+        sentinels.push(sentinel(folder.path(), &format!("sentinel-{number}.conf"), &master).await);
     }
     let (silent, good) = (&sentinels[0], &sentinels[1]);
     silent.pause().unwrap();
