@@ -177,6 +177,9 @@ impl BeanstalkdSettler {
     ) -> Vec<&'i Item<'i>> {
         answers.extend(refused.extract_if(.., |(_, e)| e.kind() != ErrorKind::Full).map(|(item, e)| (item.at, Err(e))));
         let mut copied = Vec::new();
+        if refused.is_empty() {
+            return copied;
+        }
         for server in self.hub.by_turn(&self.hub.turn).filter(|server| server.link(own.number).is_none()) {
             if refused.is_empty() {
                 break;
