@@ -100,9 +100,10 @@ impl RedisBroker {
     pub(crate) async fn connect(options: ConnectOptions) -> Result<Arc<dyn Broker>> {
         let config = Arc::new(Config::read(&options)?);
         let servers = Arc::new(Servers::connect(config.clone()).await?);
-        let durability = diagnose::durability(&servers).await?;
+        let (durability, durability_caveat) = diagnose::durability(&servers).await?;
         let link = anyqueue_core::Link::Network { liveness: config.liveness };
-        let capabilities = Capabilities { durability, link, max_payload: Some(config.max_payload), ..crate::DRIVER.capabilities };
+        let max_payload = Some(config.max_payload);
+        let capabilities = Capabilities { durability, durability_caveat, link, max_payload, ..crate::DRIVER.capabilities };
         let shared = Shared {
             config,
             bells: Bells::new(servers.clone()),

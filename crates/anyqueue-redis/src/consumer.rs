@@ -14,9 +14,9 @@ use crate::claim::{Busy, Claimed, Shelf};
 use crate::layout::{Keys, Stored};
 use crate::orphans::Orphans;
 use crate::portion::Portion;
-use crate::storm::Storm;
 use crate::script::Script;
 use crate::settler::RedisSettler;
+use crate::storm::Storm;
 
 /// How often who waits looks although nobody rang: the server may have forgotten who waits.
 const LOOK: Duration = Duration::from_secs(15);
@@ -48,7 +48,18 @@ impl RedisConsumer {
         let bell = shared.bells.listen(keys.bell());
         let orphans = Arc::new(Orphans::new(keys.clone()));
         let shelf = shared.shelves.add();
-        Self { shared, queue, keys, options, bell, pending: None, shelf, portion: Arc::default(), storm: Storm::default(), orphans }
+        Self {
+            shared,
+            queue,
+            keys,
+            options,
+            bell,
+            pending: None,
+            shelf,
+            portion: Arc::default(),
+            storm: Storm::default(),
+            orphans,
+        }
     }
 
     /// Sends a claim on its way, in a task of its own: who waits for the answer may go away.

@@ -15,11 +15,18 @@ use crate::servers::Servers;
 /// How long those who have not answered are waited for when others have.
 const SILENCE: Duration = Duration::from_millis(500);
 
+/// The caveat of the usual setting.
+pub(crate) const EVERYSEC: &str =
+    "with `appendfsync everysec` a killed server may lose its last two seconds while its disk is busy; `always` does not";
+
+/// What an accepted task survives, with its caveat.
+pub(crate) type Promise = (Durability, Option<&'static str>);
+
 /// What is known of one server.
 #[derive(Debug)]
 struct Look {
     node: Arc<Node>,
-    /// The lines of INFO.
+    /// The lines of INFO; none where we have no right to them.
     facts: HashMap<String, String>,
     /// What CONFIG tells, where we have the right to ask.
     fsync: Option<String>,
@@ -28,8 +35,11 @@ struct Look {
 
 impl Look {
     async fn at(node: Arc<Node>) -> Result<Self> {
-        let answer = node.send(&cmd("INFO")).await.map_err(|fault| fault.explain(&node.address))?;
-        let text = from_redis_value::<String>(answer).map_err(|_| strange("INFO"))?;
+        let text = match node.send(&cmd("INFO")).await {
+            Ok(answer) => from_redis_value::<String>(answer).map_err(|_| strange("INFO"))?,
+            Err(fault) if fault.code() == Some("NOPERM") => String::new(),
+            Err(fault) => return Err(fault.explain(&node.address)),
+        };
         let lines = text.lines().filter_map(|line| line.split_once(':'));
         let facts = lines.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect();
         let fsync = setting(&node, "appendfsync").await;
@@ -41,11 +51,13 @@ impl Look {
         self.facts.get(name).map_or("", String::as_str)
     }
 
-    fn durability(&self) -> Durability {
+    /// What an accepted task survives, and what is to be said of that. What we may not know is taken for the weakest.
+    fn durability(&self) -> Promise {
         match self.fsync.as_deref() {
-            _ if self.fact("aof_enabled") != "1" => Durability::None,
-            Some("always") if !self.fsync_rests => Durability::Power,
-            _ => Durability::Process,
+            _ if self.fact("aof_enabled") != "1" => (Durability::None, None),
+            Some("always") if !self.fsync_rests => (Durability::Power, None),
+            Some("always" | "no") => (Durability::Process, None),
+            _ => (Durability::Process, Some(EVERYSEC)),
         }
     }
 }
@@ -57,16 +69,19 @@ async fn setting(node: &Node, name: &str) -> Option<String> {
 }
 
 /// What an accepted task survives on the weakest of the servers that answer. One that is silent holds up nobody.
-pub(crate) async fn durability(servers: &Servers) -> Result<Durability> {
+pub(crate) async fn durability(servers: &Servers) -> Result<Promise> {
     let mut asked: JoinSet<_> = servers.masters().into_iter().map(Look::at).collect();
-    let (mut weakest, mut last) = (None, None);
+    let (mut weakest, mut last) = (None::<Promise>, None);
     loop {
         let ended = match weakest {
             None => asked.join_next().await,
             Some(_) => tokio::time::timeout(SILENCE, asked.join_next()).await.ok().flatten(),
         };
         match ended {
-            Some(Ok(Ok(look))) => weakest = Some(look.durability().min(weakest.unwrap_or(Durability::Power))),
+            Some(Ok(Ok(look))) => {
+                let (promise, rank) = (look.durability(), |(durability, caveat): &Promise| (*durability, caveat.is_none()));
+                weakest = weakest.into_iter().chain([promise]).min_by_key(rank);
+            }
             Some(Ok(Err(error))) => last = Some(error),
             Some(Err(_)) => {}
             None => return weakest.ok_or_else(|| last.unwrap_or_else(|| strange("INFO"))),
@@ -89,6 +104,10 @@ pub(crate) async fn findings(servers: &Servers) -> Result<Vec<Finding>> {
         let mut found = |severity, text: String| findings.push(Finding { severity, text: format!("{address}: {text}") });
         match look {
             Ok(look) => {
+                if look.facts.is_empty() {
+                    let text = "denies us `INFO`, so nothing is known of what it loses; give the user `+info`";
+                    found(Severity::Warning, text.into());
+                }
                 channels(&look.node, &servers.dial().config.prefix, &mut found).await;
                 memory(&|name| look.fact(name), &mut found);
                 persistence(&look, &mut found);

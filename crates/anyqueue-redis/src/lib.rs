@@ -65,8 +65,8 @@
 //!
 //! # Rights
 //! `~anyqueue:* resetchannels &anyqueue:* +@connection +@hash +@sortedset +@scripting +publish +subscribe +unsubscribe
-//! +time +exists +info` are all that is needed, `+cluster|slots` in a cluster; `+config|get` lets `check` say how often the
-//! disk is written.
+//! +time +exists` are all that is needed, `+cluster|slots` in a cluster; `+info` and `+config|get` let the capabilities and
+//! `check` say what the server keeps: without them the weakest is assumed.
 
 mod admin;
 mod bells;
@@ -100,6 +100,7 @@ pub const DRIVER: Driver = Driver {
     options: config::OPTIONS,
     capabilities: Capabilities {
         durability: Durability::Process,
+        durability_caveat: Some(diagnose::EVERYSEC),
         max_payload: Some(config::MAX_PAYLOAD),
         link: Link::Network { liveness: config::LIVENESS },
         counts: Counts { oldest: Exactness::Approximate, ..Counts::EXACT },

@@ -147,7 +147,8 @@ async fn small_tasks_in_front_of_large_ones_do_not_let_them_all_come() {
     assert!(!tell::<bool>(&mut operator(&server).await, mark).await);
     send(&*broker, &queue, &Sample::many(20)).await.unwrap();
     let got = reserve(&mut *consumer, 20, SOON).await.unwrap();
-    let grown: Vec<_> = got.iter().zip(&large[20..]).map(|(d, next)| (d.receipt.clone(), Settlement::Retry(next.clone()))).collect();
+    let grown: Vec<_> =
+        got.iter().zip(&large[20..]).map(|(d, next)| (d.receipt.clone(), Settlement::Retry(next.clone()))).collect();
     assert!(consumer.settler().settle(&grown).await.iter().all(Result::is_ok));
     let got = reserve(&mut *consumer, 1000, SOON).await.unwrap();
     assert!((1..=8).contains(&got.len()), "{} tasks of 1 MiB in one answer", got.len());

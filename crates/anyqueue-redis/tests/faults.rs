@@ -119,13 +119,16 @@ async fn settings_that_lose_tasks_are_named() {
     let server = redis::start(["--appendfsync", "everysec", "--maxmemory-policy", "volatile-lru"]).await.unwrap();
     assert_eq!(finding(&server, "`maxmemory-policy` is volatile-lru").await, Some(Severity::Note));
     assert_eq!(finding(&server, "`appendfsync` is everysec").await, Some(Severity::Note));
-    assert_eq!(connect(&url(&server)).await.unwrap().capabilities(&queue("q")).durability, Durability::Process);
+    let capabilities = connect(&url(&server)).await.unwrap().capabilities(&queue("q"));
+    assert_eq!(capabilities.durability, Durability::Process);
+    assert!(capabilities.durability_caveat.unwrap().contains("`appendfsync everysec`"));
     let server = redis::start(["--no-appendfsync-on-rewrite", "yes"]).await.unwrap();
     assert_eq!(finding(&server, "`no-appendfsync-on-rewrite` is yes").await, Some(Severity::Warning));
     assert_eq!(connect(&url(&server)).await.unwrap().capabilities(&queue("q")).durability, Durability::Process);
     let server = redis::start(NONE).await.unwrap();
     let broker = connect(&url(&server)).await.unwrap();
     assert_eq!((broker.diagnose().await.unwrap(), broker.capabilities(&queue("q")).durability), (vec![], Durability::Power));
+    assert_eq!(broker.capabilities(&queue("q")).durability_caveat, None);
 }
 
 #[tokio::test]
@@ -297,6 +300,20 @@ async fn a_user_without_channels_loses_no_task_and_is_told_of_by_check() {
     settle_all(&*consumer.settler(), &got, Settlement::Done).await.unwrap();
     let findings = broker.diagnose().await.unwrap();
     assert!(findings.iter().any(|finding| finding.severity == Severity::Problem && finding.text.contains("`&anyqueue:*`")));
+}
+
+#[tokio::test]
+async fn a_server_that_may_not_tell_what_it_keeps_counts_as_one_that_keeps_nothing() {
+    let server = redis::start(NONE).await.unwrap();
+    let rights = "ACL SETUSER worker on >secret allchannels ~anyqueue:* +@all -info -config";
+    let _: () = tell(&mut operator(&server).await, rights).await;
+    let broker = connect(&format!("redis://worker:secret@{}", server.address())).await.unwrap();
+    let queue = queue("untold");
+    assert_eq!(broker.capabilities(&queue).durability, Durability::None);
+    send_one(&*broker, &queue, 1).await.unwrap();
+    let findings = broker.diagnose().await.unwrap();
+    let told = findings.iter().find(|finding| finding.text.contains("`+info`")).unwrap();
+    assert_eq!(told.severity, Severity::Warning);
 }
 
 #[tokio::test]

@@ -11,7 +11,10 @@ use anyqueue_core::{Effect, ErrorKind, Settlement, Severity};
 use anyqueue_testkit::servers::redis;
 use anyqueue_testkit::{Launch, Process, Proxy, Ready, Sample, Server, free_port, temp_dir};
 use shared::cluster::Cluster;
-use shared::{SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_listens, somebody_waits, tell, url, work};
+use shared::{
+    SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_listens, somebody_waits,
+    tell, url, work,
+};
 
 const NONE: [&str; 0] = [];
 /// Less than the time after which one that is silent counts as dead.
