@@ -189,3 +189,29 @@ impl Drop for Look {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use anyqueue_core::{NativeFacts, QueueName};
+
+    use super::*;
+    use crate::lease::{Counted, Lease};
+
+    #[test]
+    fn what_was_lost_with_its_connection_is_not_handed_out() {
+        let (queue, lease, now) = (QueueName::new("q").unwrap(), Duration::from_secs(60), Moment::boot_time());
+        let (feed, mut leases) = (Feed::new(Arc::new(Tubes::new(&queue, &[u32::MAX])), Vec::new()), Leases::default());
+        let deadline = now + lease;
+        let mut came = |link| {
+            let counted = Counted::default();
+            let receipt = leases.grant(Lease { link, job: 7, priority: 0, ttr: lease, deadline, counted });
+            Delivery { receipt, queue: queue.clone(), raw: "{}".into(), native: NativeFacts::default(), lease, deadline }
+        };
+        assert!(feed.take_in(vec![came(1), came(2)]).is_empty());
+        leases.forget(1);
+        let got = feed.take(10, now, &leases).unwrap();
+        assert_eq!(got.iter().map(|got| got.receipt.epoch).collect::<Vec<_>>(), [2]);
+    }
+}

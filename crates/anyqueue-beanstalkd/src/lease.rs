@@ -162,6 +162,7 @@ mod tests {
         leases.forget(1);
         assert!(leases.get(&lost, at(0)).is_none() && leases.get(&kept, at(0)).is_some());
         leases.sweep(at(20));
+        assert!(!leases.extend(&kept, at(30)), "a touch that was on its way meanwhile is too late");
         assert_eq!((leases.held(2), leases.take_all(at(0)).len()), (0, 0));
     }
 }

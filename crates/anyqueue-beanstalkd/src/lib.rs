@@ -17,7 +17,8 @@
 //! * A task that has no room left for its reason or its count, since it is as large as `-z` allows, is buried as it is: it
 //!   counts as held, and why is in the log alone.
 //! * A pause is the server's own, and is noted in the tube `<queue>;pause`: workers of ours keep to the note where the server has
-//!   forgotten its pause, and pause it again. Of several servers' notes the latest holds.
+//!   forgotten its pause, and pause it again. Of several servers' notes the latest holds. A pause without an end is one of ten
+//!   years: a tube that is paused for just so long (`pause: 315360000`) goes on if no note says so. Others' pauses stay.
 //! * With several servers each has its own line: workers take from them in turn. One that does not answer is tried in the
 //!   background; a question to which the others know no answer fails meanwhile, since it may know one.
 //!

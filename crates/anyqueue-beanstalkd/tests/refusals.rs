@@ -161,6 +161,16 @@ async fn a_deadline_that_is_near_is_no_task_and_no_error() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_none_to_a_reserve_ends_the_connection_with_what_it_has_reserved() {
+    let fake = Fake::start(&[("reserve-with-timeout", &["RESERVED 5 2\r\n{}", "KICKED", "TIMED_OUT"])]);
+    let broker = connect_to(fake.address).await;
+    let mut consumer = consume(&*broker, &queue("q")).await;
+    let error = consumer.reserve(std::num::NonZeroUsize::new(4).unwrap(), SOON).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol);
+    assert_eq!(broker.info().connections, 1, "the one for questions: the server gives back what the other one held");
+}
+
+#[tokio::test]
 async fn a_retry_that_is_refused_removes_nothing_and_can_be_tried_again() {
     let stats = with_body("---\nid: 5\ntube: q\nstate: reserved\npri: 1024\nage: 0\ndelay: 0\nttr: 60\nreserves: 1\n");
     let fake = Fake::start(&[
