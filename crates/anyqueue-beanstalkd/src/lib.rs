@@ -24,7 +24,7 @@
 //!
 //! The rooms: `wire` (the protocol), `request`, `link` and `stream` (one connection, many requests under way), `server` and
 //! `pool` (the connections to one server), `hub` (what all parts share), `wait` (how a queue waits), `lease` (what is reserved), `feed` and
-//! `consumer` (reserving), `settle`, `send`, `mark` (declaring), `pause`, `walk`, `first`, `held` and `admin` (the operator's verbs).
+//! `consumer` (reserving), `settle`, `send`, `mark` (declaring), `pause` and `word`, `walk`, `first`, `held` and `admin` (the operator's verbs).
 
 mod admin;
 mod broker;
@@ -50,6 +50,7 @@ mod tubes;
 mod wait;
 mod walk;
 pub mod wire;
+mod word;
 
 use std::sync::Arc;
 use std::time::Duration;

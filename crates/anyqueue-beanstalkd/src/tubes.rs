@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyqueue_core::{Error, ErrorKind, PriorityRange, QueueName, Result, priority};
 
-use crate::pause::Heard;
+use crate::word::Heard;
 
 /// A tube's name: at most 200 bytes of `A-Z a-z 0-9 - + / ; . $ _ ( )`, not starting with `-`.
 pub(crate) type Tube = Arc<str>;
