@@ -25,6 +25,9 @@ const PART: u64 = 1024;
 /// After so many parts without a job of the queue its jobs are counted anew: those that were to come may be gone.
 const RECOUNT: u32 = 4;
 
+/// Of so many jobs it is asked then whether they are still there.
+const FEW: usize = 1024;
+
 /// Bodies asked for at once by who looks for a task: they may be large.
 const BODIES: usize = 64;
 
@@ -109,6 +112,10 @@ pub(crate) struct Walk<'a> {
     /// Jobs of this queue that have not been seen yet.
     left: u64,
     counts: Counts,
+    /// The newest number when it began.
+    newest: u64,
+    /// The numbers of the queue's jobs that were met, as long as they are few.
+    met: Vec<u64>,
     /// Parts since the last one with a job of the queue in it.
     barren: u32,
     /// It is over once no job is in this state any more.
@@ -133,7 +140,19 @@ impl<'a> Walk<'a> {
         }
         // A long walk keeps nobody's sends waiting behind it.
         let link = if next > PART && counts.of(state) > 0 { server.connect().await? } else { link.clone() };
-        Ok(Self { hub, server, link, tubes, next, left: counts.of(None), counts, barren: 0, state })
+        Ok(Self {
+            hub,
+            server,
+            link,
+            tubes,
+            next,
+            left: counts.of(None),
+            counts,
+            newest: next,
+            met: Vec::new(),
+            barren: 0,
+            state,
+        })
     }
 
     /// The jobs of the queue among the next numbers; `None` at the end.
@@ -157,14 +176,30 @@ impl<'a> Walk<'a> {
             }
         }
         self.barren = if seen.is_empty() { self.barren + 1 } else { 0 };
+        let room = FEW.saturating_sub(self.met.len());
+        self.met.extend(seen.iter().map(|job| job.id).take(room));
         Ok(Some(seen))
     }
 
-    /// There are no more jobs left to see than there are jobs.
+    /// Some that were counted may be gone. No more are left to see than there are jobs, without those that were met, or came
+    /// since, and are still there. What comes meanwhile makes the figure too large, never too small.
     async fn recount(&mut self) -> Result<()> {
-        let counts = self.hub.counts(&self.link, self.tubes).await?;
         self.barren = 0;
-        self.left = if counts.of(self.state) == 0 { 0 } else { self.left.min(counts.of(None)) };
+        let newest = self.hub.newest(&self.link).await?;
+        let counts = self.hub.counts(&self.link, self.tubes).await?;
+        if counts.of(self.state) == 0 {
+            self.left = 0;
+            return Ok(());
+        }
+        let later = self.newest + 1..=newest.min(self.newest + FEW as u64);
+        let known = Request::all(self.met.iter().copied().chain(later).map(Command::StatsJob));
+        let replies = self.hub.call(&self.link, known).await?.into_iter();
+        let of_queue = |reply| match reply {
+            Reply::Ok(stats) => self.hub.seen(self.server, self.tubes, stats),
+            _ => None,
+        };
+        let there = replies.filter_map(of_queue).count() as u64;
+        self.left = self.left.min(counts.of(None).saturating_sub(there));
         Ok(())
     }
 

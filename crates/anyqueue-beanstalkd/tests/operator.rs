@@ -213,3 +213,24 @@ async fn a_search_for_a_task_that_is_done_meanwhile_does_not_go_back_to_the_firs
     let asked = fake.lines().iter().filter(|(_, line)| line.starts_with("stats-job ")).count();
     assert!(asked < 10_000, "{asked} numbers");
 }
+
+#[tokio::test]
+async fn a_search_for_one_of_two_tasks_ends_soon_if_that_one_is_done_and_the_other_is_still_there() {
+    let (one, two, none) = (with_body("---\ncurrent-jobs-ready: 1\n"), with_body("---\ncurrent-jobs-ready: 2\n"), "NOT_FOUND");
+    let figures = "state: ready\npri: 1024\nage: 0\ndelay: 0\nttr: 60\nreserves: 0";
+    let there = with_body(&format!("---\nid: 100000\ntube: q\n{figures}\n"));
+    // It is met first, and again after five parts, when it is asked whether it is still there.
+    let mut jobs: Vec<&str> = vec![&there];
+    jobs.extend((1..5 * 1024).map(|_| none));
+    jobs.extend([there.as_str(), none]);
+    let fake = Fake::start(&[
+        ("stats-tube", &[&two, none, &two, none, &one, none, &one, none]),
+        ("put", &["INSERTED 100000"]),
+        ("stats-job", &jobs),
+        ("peek", &["FOUND 100000 2\r\n{}"]),
+    ]);
+    let broker = connect_to(fake.address).await;
+    assert_eq!(broker.admin().peek(&queue("q"), State::Ready, 10).await.unwrap().len(), 1);
+    let asked = fake.lines().iter().filter(|(_, line)| line.starts_with("stats-job ")).count();
+    assert!(asked < 10_000, "{asked} numbers");
+}
