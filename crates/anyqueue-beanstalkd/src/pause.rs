@@ -139,15 +139,16 @@ impl Hub {
         if answered.is_empty() {
             return;
         }
+        let whole = answered.len() == self.servers.len();
         for (at, tubes) in queues.iter().enumerate() {
             let said = answered.iter().filter_map(|(_, answers)| answers[at].word).max();
             let word = {
                 let mut heard = tubes.heard();
-                heard.word = if answered.len() == self.servers.len() { said } else { heard.word.max(said) };
+                heard.word = if whole { said } else { heard.word.max(said) };
                 heard.word
             };
             for (link, answers) in &answered {
-                if let Err(e) = self.keep_up(link, tubes, word, &answers[at]).await {
+                if let Err(e) = self.keep_up(link, tubes, word, &answers[at], whole).await {
                     let (queue, error) = (tubes.queue.as_str(), anyqueue_core::chain(&e));
                     tracing::warn!(queue, error, "a pause cannot be kept up");
                 }
@@ -175,25 +176,30 @@ impl Hub {
         Ok(places.into_iter().map(answer).collect())
     }
 
-    /// Sees to it that one server does as the last word says.
-    async fn keep_up(&self, link: &Link, tubes: &Tubes, word: Option<Word>, answer: &Answer) -> Result<()> {
+    /// Sees to it that one server does as the last word says. `whole` says that it is the last word of all servers.
+    async fn keep_up(&self, link: &Link, tubes: &Tubes, word: Option<Word>, answer: &Answer, whole: bool) -> Result<()> {
         let mut set = Duration::ZERO;
         match (word, self.time_of(word)) {
             (Some(word), time) if answer.word != Some(word) => {
-                if time.is_none() {
+                set = time.unwrap_or_default();
+                // A server that knows no word has not been paused by ours.
+                let open = time.is_none() && answer.word.is_some();
+                if open {
                     // First, so that a server that has noted that it is open has been opened.
-                    self.shut(link, tubes, Duration::ZERO).await?;
+                    self.shut(link, tubes, set).await?;
                 }
                 // One that is draining does as it is told, though it cannot note it.
                 unless_full(self.put_mark(link, &tubes.pause, &word.text()).await)?;
-                set = time.unwrap_or_default();
-                self.shut(link, tubes, set).await?;
+                if open || time.is_some() {
+                    self.shut(link, tubes, set).await?;
+                }
             }
             (_, Some(time)) if !answer.is_shut() => {
                 set = time;
                 self.shut(link, tubes, set).await?;
             }
-            (_, None) if answer.is_shut_for(ENDLESS) => {}
+            // Not if another server may know of the pause: one that is draining could not note it.
+            (_, None) if whole && answer.is_shut_for(ENDLESS) => {}
             _ => return Ok(()),
         }
         self.set_right(link, tubes, word, set).await

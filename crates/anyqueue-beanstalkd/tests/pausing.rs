@@ -291,3 +291,28 @@ async fn a_task_that_comes_to_a_wait_begun_before_a_pause_goes_back() {
     broker.admin().resume(&queue).await.unwrap();
     assert_eq!(waiting.await.unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn a_pause_that_a_draining_server_could_not_note_stays_while_those_that_did_are_down() {
+    let (a, b, url) = two().await;
+    let queue = queue("q");
+    let mut plain = Plain::connect(b.address());
+    plain.put("q", TASK);
+    drain(&b);
+    eventually("the server drains", || {
+        let answer = plain.ask("put 0 0 1 0\r\n").0;
+        async move { answer == "DRAINING" }
+    })
+    .await;
+    connect(&url).await.unwrap().admin().pause(&queue, None).await.unwrap();
+    a.kill().await.unwrap();
+    let mut consumer = consume(&*connect(&url).await.unwrap(), &queue).await;
+    gets_nothing(&mut *consumer).await;
+    assert_eq!(plain.figure("stats-tube q", "pause"), OURS);
+    Server::start(&a).await.unwrap();
+    eventually("the other one is back", || async { connect(&url).await.unwrap().admin().resume(&queue).await.is_ok() }).await;
+    let until = Instant::now() + SOON * 5;
+    while reserve(&mut *consumer, SOON).await.is_empty() {
+        assert!(Instant::now() < until, "still paused");
+    }
+}
