@@ -185,7 +185,11 @@ impl Node {
 
     /// Asks for a sign of life over the connection of this runtime, if there is one.
     pub(crate) async fn watch(&self) {
-        if let Some(shared) = self.of(Handle::current().id()) {
+        let runtime = Handle::current().id();
+        let ended = |shared: &&Shared| shared.runtime == runtime && shared.link.ended();
+        let gone: Vec<u64> = self.links().iter().filter(ended).map(|shared| shared.number).collect();
+        gone.into_iter().for_each(|number| self.broke(number));
+        if let Some(shared) = self.of(runtime) {
             // What matters is what becomes of the connection.
             drop(self.ping_over(shared).await);
         }

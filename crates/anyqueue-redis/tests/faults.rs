@@ -7,7 +7,7 @@ mod shared;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyqueue_core::{Durability, Effect, ErrorKind, Settlement, Severity, State, Touch, Which};
+use anyqueue_core::{ConsumeOptions, Durability, Effect, ErrorKind, Settlement, Severity, State, Touch, Which};
 use anyqueue_testkit::servers::redis;
 use anyqueue_testkit::{Process, Ready, Sample, Server};
 use shared::{
@@ -148,7 +148,8 @@ async fn a_replica_is_named_as_such() {
 /// An address behind which the server changes: a proxy of the operator's, or a name.
 #[tokio::test]
 async fn a_master_that_was_demoted_under_a_living_connection_is_left_for_its_successor() {
-    let (old, new) = (redis::start(NONE).await.unwrap(), redis::start(NONE).await.unwrap());
+    let at_once = ["--repl-diskless-sync-delay", "0"];
+    let (old, new) = (redis::start(at_once).await.unwrap(), redis::start(NONE).await.unwrap());
     let target = Arc::new(Mutex::new(old.address()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -169,7 +170,11 @@ async fn a_master_that_was_demoted_under_a_living_connection_is_left_for_its_suc
     send_one(&*broker, &queue, 1).await.unwrap();
     let port = old.address().port();
     let _: () = tell(&mut operator(&new).await, &format!("REPLICAOF 127.0.0.1 {port}")).await;
-    let _: u64 = tell(&mut operator(&old).await, "WAIT 1 5000").await;
+    eventually(|| async {
+        let state: String = tell(&mut operator(&new).await, "INFO replication").await;
+        if state.contains("master_link_status:up") { Ok(()) } else { Err(state) }
+    })
+    .await;
     let _: () = tell(&mut operator(&new).await, "REPLICAOF NO ONE").await;
     let port = new.address().port();
     let _: () = tell(&mut operator(&old).await, &format!("REPLICAOF 127.0.0.1 {port}")).await;
@@ -314,6 +319,61 @@ async fn a_server_that_may_not_tell_what_it_keeps_counts_as_one_that_keeps_nothi
     let findings = broker.diagnose().await.unwrap();
     let told = findings.iter().find(|finding| finding.text.contains("`+info`")).unwrap();
     assert_eq!(told.severity, Severity::Warning);
+}
+
+/// A node of a cluster that forgets who waits is not the one, as a rule, on which they listen.
+#[tokio::test]
+async fn a_mark_that_got_lost_with_a_connection_is_left_anew() {
+    let server = redis::start(NONE).await.unwrap();
+    let (broker, other) =
+        (connect(&format!("{}?liveness=1s", url(&server))).await.unwrap(), connect(&url(&server)).await.unwrap());
+    let queue = queue("mark");
+    let mut consumer = consumer(&*broker, &queue).await;
+    let sending = async {
+        somebody_waits(&server, &queue).await;
+        somebody_listens(&server, &queue).await;
+        let mut operator = operator(&server).await;
+        let _: () = tell(&mut operator, "MULTI").await;
+        let _: String = tell(&mut operator, "HDEL anyqueue:{mark} bell").await;
+        let _: String = tell(&mut operator, "CLIENT KILL TYPE normal SKIPME yes").await;
+        let _: ::redis::Value = tell(&mut operator, "EXEC").await;
+        somebody_waits(&server, &queue).await;
+        eventually(|| send_one(&*other, &queue, 1)).await;
+        Instant::now()
+    };
+    let working = async {
+        loop {
+            match reserve(&mut *consumer, 1, Duration::from_secs(14)).await {
+                Ok(got) if !got.is_empty() => return got,
+                answer => println!("{answer:?}"),
+            }
+        }
+    };
+    let (got, sent) = tokio::join!(working, sending);
+    assert_eq!(Sample::number(&got[0]), Some(1));
+    assert!(sent.elapsed() < Duration::from_secs(5), "found only by looking, after {:?}", sent.elapsed());
+}
+
+#[tokio::test]
+async fn nothing_is_alive_after_close() {
+    let server = redis::start(NONE).await.unwrap();
+    let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("closed"));
+    let mut first = consumer(&*broker, &queue).await;
+    let closing = async {
+        somebody_waits(&server, &queue).await;
+        broker.close().await.unwrap();
+    };
+    let (got, ()) = tokio::join!(reserve(&mut *first, 1, SOON), closing);
+    assert_eq!(got.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(reserve(&mut *first, 1, SOON).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(send_one(&*broker, &queue, 1).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert!(broker.consume(&queue, ConsumeOptions::default()).await.is_err());
+    eventually(|| async {
+        let clients: String = tell(&mut operator(&server).await, "CLIENT LIST").await;
+        if clients.lines().count() == 1 { Ok(()) } else { Err(clients) }
+    })
+    .await;
+    assert_eq!(broker.info().connections, 0);
 }
 
 #[tokio::test]
