@@ -95,8 +95,9 @@ impl RedisConsumer {
                     Err(portion.failed(wanted, error, limit))
                 }
             };
-            // Where nobody listens any more, what was claimed lies on the shelf, and goes back with it.
+            // Where nobody listens any more, what was claimed goes back with the shelf: that too is waited for by who closes.
             drop(tell.send(found));
+            drop(shelf);
             drop(busy);
         });
         told

@@ -19,13 +19,15 @@
 //! Every verb is one script on the server, by the server's clock, for a whole batch: a send of up to 1,024 tasks, a
 //! claim, a settlement or a touch of as many is one round trip. Scripts are called by their hash and sent anew to a
 //! server that does not know them. A claim first makes ready what is due and takes back leases that have ended, 500 each
-//! at most, so no call takes longer because much is delayed or held. A claim stops after 8 MiB of bodies.
+//! at most, so no call takes longer because much is delayed or held. A claim stops after 8 MiB of bodies, and
+//! asks for less, down to one task, while answers do not come in time.
 //!
 //! One connection carries all requests; a second one, made when the first consumer is, is there to be rung. A claim that
 //! finds nothing leaves a mark with the moment until which it can wait; whoever brings something earlier takes the mark
 //! away and publishes on the queue's channel. So an idle queue costs nothing, a busy one publishes nothing, and a waiting
 //! worker begins in less than a millisecond as a rule. All waiting processes of a queue are rung at once, the first one
-//! gets the task. As a safety net, who waits looks each 15 seconds, and five times a second while it cannot be rung. An idle
+//! gets the task; who is rung in vain more than 50 times a second lets up to 64 ms go by before it looks. As a safety net,
+//! who waits looks each 15 seconds, five times a second while it cannot be rung, and whenever a connection broke. An idle
 //! connection is asked for a sign of life each `liveness`; requests that get no answer for twice as long have failed, and a
 //! new connection is made, with pauses that grow from 50 ms to 2 s.
 //!
