@@ -4,12 +4,12 @@
 
 mod shared;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyqueue_core::{Settlement, State, Which};
+use anyqueue_core::{ConsumeOptions, Settlement, State, Which};
 use anyqueue_testkit::servers::redis;
 use anyqueue_testkit::{Sample, Server};
-use shared::{SOON, connect, consumer, operator, queue, reserve, send, settle_all, tell, url, work};
+use shared::{SOON, connect, consumer, operator, queue, reserve, send, send_one, settle_all, somebody_waits, tell, url, work};
 
 const NONE: [&str; 0] = [];
 const LONG: Duration = Duration::from_secs(3600);
@@ -110,6 +110,27 @@ async fn fifty_queues_need_two_connections_and_a_drain_few_round_trips() {
     }
     let used = broker.info().round_trips - before;
     assert!(used <= 40, "{used} round trips for 1000 tasks in batches of 64");
+}
+
+#[tokio::test]
+async fn who_wants_urgent_tasks_only_is_not_kept_busy_by_the_others() {
+    let server = redis::start(["--appendonly", "no"]).await.unwrap();
+    let (broker, producer) = (connect(&url(&server)).await.unwrap(), connect(&url(&server)).await.unwrap());
+    let queue = queue("urgent");
+    let options = ConsumeOptions { priorities: 0..=100, ..ConsumeOptions::default() };
+    let mut urgent = broker.consume(&queue, options).await.unwrap();
+    let waiting = tokio::spawn(async move { reserve(&mut *urgent, 1, SOON * 3).await });
+    somebody_waits(&server, &queue).await;
+    let (before, began) = (broker.info().round_trips, Instant::now());
+    for number in 0..2000 {
+        send_one(&*producer, &queue, number).await.unwrap();
+    }
+    let (looks, limit) = (broker.info().round_trips - before, 100 + began.elapsed().as_millis() as u64 / 15);
+    assert!(looks <= limit, "{looks} looks in {:?}", began.elapsed());
+    send(&*producer, &queue, &[Sample::new(1).priority(7).envelope()]).await.unwrap();
+    let sent = Instant::now();
+    assert_eq!(waiting.await.unwrap().unwrap().len(), 1);
+    assert!(sent.elapsed() < Duration::from_secs(2), "after {:?}", sent.elapsed());
 }
 
 #[tokio::test]
