@@ -29,6 +29,9 @@ pub(crate) const BATCH: usize = 10;
 /// What an answer may take longer than the wait that was asked for.
 const MARGIN: Duration = Duration::from_secs(5);
 
+/// An idle connection is not used any more after this time: it may have died without a word.
+const IDLE: Duration = Duration::from_secs(10);
+
 /// Whether a request may be made twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Again {
@@ -57,7 +60,8 @@ pub(crate) struct Api {
 impl Api {
     /// Finds region and credentials the way the SDK does: settings, environment, profile, web identity, container, machine.
     pub(crate) async fn new(config: &Config, clock: Arc<dyn Clock>) -> Result<Self> {
-        let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+        let http = aws_smithy_http_client::Builder::new().pool_idle_timeout(IDLE);
+        let http = http.tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
         if let Some(region) = &config.region {
             loader = loader.region(Region::new(region.clone()));

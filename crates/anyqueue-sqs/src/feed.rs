@@ -15,9 +15,9 @@ use crate::marker::Marks;
 use crate::message::Arrived;
 use crate::send;
 
-/// What a waiting request takes is hidden for so long until its TTR is set: if the connection is dead, nobody learns that
-/// something was taken.
-pub(crate) const WAITING: u64 = 27;
+/// What a waiting request takes is hidden for so long until its TTR is set, which also shows whether it is still ours: if
+/// the connection is dead, nobody learns that something was taken.
+pub(crate) const WAITING: u64 = 3;
 /// What came and nobody asks for is given back after this time.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often a paused queue's mark is read.

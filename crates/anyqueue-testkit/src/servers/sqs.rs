@@ -36,7 +36,7 @@ pub fn fauxqs(durable: bool) -> Launch {
     let node = if node.exists() { node } else { "node".into() };
     let launch = Launch::new(node)
         .args(["--no-warnings", "--input-type=module", "--eval", include_str!("fauxqs.mjs")])
-        .env("FAUXQS_APP", &installed("node/node_modules/fauxqs/dist/app.js").display().to_string())
+        .env("FAUXQS_DIST", &installed("node/node_modules/fauxqs/dist").display().to_string())
         .env("FAUXQS_PORT", "{port}")
         .ready(Ready::Connect);
     if durable { launch.env("FAUXQS_DATA_DIR", "{dir}") } else { launch }
