@@ -30,6 +30,7 @@ impl SqsConsumer {
         let lines = hub.lines(queue).await?;
         let bands = bands(&lines, &options)?;
         hub.set_ttr(queue, options.ttr);
+        hub.tend(&lines);
         let inbox = Arc::new(Inbox::new(lines.bands.len()));
         let feed = Feed { hub: hub.clone(), lines: lines.clone(), inbox: inbox.clone(), bands, ttr: options.ttr };
         let feed = hub.runtime.spawn(Arc::new(feed).run());

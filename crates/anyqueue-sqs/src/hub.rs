@@ -1,6 +1,6 @@
 //! What all parts of one broker share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use crate::lease::Leases;
 use crate::lines::Lines;
 use crate::marker::Markers;
 use crate::message::Post;
+use crate::tend;
 use crate::walk::Listings;
 
 /// Looks at messages that are remembered; when there are more, all are forgotten.
@@ -34,6 +35,8 @@ pub(crate) struct Hub {
     lines: Mutex<HashMap<QueueName, Arc<Lines>>>,
     /// The TTR that each queue's receives ask for.
     ttrs: Mutex<HashMap<QueueName, Duration>>,
+    /// Queues whose held tasks are renewed.
+    tended: Mutex<HashSet<QueueName>>,
     leases: Mutex<Leases>,
     /// The moment of the last hold, in microseconds since 1970: those of one process never share one.
     held_at: AtomicU64,
@@ -53,6 +56,7 @@ impl Hub {
             closed: watch::Sender::new(false),
             lines: Mutex::default(),
             ttrs: Mutex::default(),
+            tended: Mutex::default(),
             leases: Mutex::new(Leases::new()),
             held_at: AtomicU64::new(0),
             looks: Mutex::default(),
@@ -125,6 +129,13 @@ impl Hub {
     pub(crate) fn noticed(&self, queue: &QueueName, error: &Error) {
         if error.kind() == ErrorKind::NotFound {
             self.lines.lock().unwrap_or_else(PoisonError::into_inner).remove(queue);
+        }
+    }
+
+    /// Sees to it that what is held outlives SQS's retention, for as long as this broker is open.
+    pub(crate) fn tend(self: &Arc<Self>, lines: &Arc<Lines>) {
+        if self.tended.lock().unwrap_or_else(PoisonError::into_inner).insert(lines.queue.clone()) {
+            self.runtime.spawn(tend::run(Arc::downgrade(self), self.clock.clone(), lines.clone()));
         }
     }
 

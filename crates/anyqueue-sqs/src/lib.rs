@@ -19,6 +19,7 @@ mod names;
 mod send;
 mod settle;
 mod slip;
+mod tend;
 mod walk;
 
 use std::sync::Arc;
