@@ -108,7 +108,7 @@ impl Broker for Sqs {
 
     async fn diagnose(&self) -> Result<Vec<Finding>> {
         self.hub.check().map_err(|e| e.during("diagnose"))?;
-        Ok(self.hub.findings())
+        self.hub.findings().await.map_err(|e| e.during("diagnose"))
     }
 
     async fn close(&self) -> Result<()> {

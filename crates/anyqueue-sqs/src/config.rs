@@ -148,6 +148,11 @@ impl Config {
         })
     }
 
+    /// The queues that are set up.
+    pub(crate) fn queues(&self) -> impl Iterator<Item = &QueueName> {
+        self.queues.keys()
+    }
+
     pub(crate) fn kind(&self, queue: &QueueName) -> Kind {
         *self.queues.get(queue).unwrap_or(&self.usual)
     }

@@ -74,7 +74,7 @@ impl Lines {
         let mut bands = urls.await.map_err(|e| e.with("queue", queue))?;
         let held = bands.split_off(kind.bands.len());
         Self { queue: queue.clone(), kind, bands, held, created, ..Self::unknown(queue, kind) }
-            .compared(api, config, wanted)
+            .compared(api, wanted)
             .await
     }
 
@@ -94,7 +94,7 @@ impl Lines {
     }
 
     /// Reads what the queues are like. Without the right to do so, they are taken to be as we make them.
-    async fn compared(mut self, api: &Api, config: &Config, names: Vec<(String, bool)>) -> Result<Self> {
+    async fn compared(mut self, api: &Api, names: Vec<(String, bool)>) -> Result<Self> {
         let urls: Vec<_> = self.bands.iter().chain(&self.held).cloned().collect();
         let answers = join_all(urls.iter().map(|url| api.attributes(url))).await;
         for ((name, _), answer) in names.iter().zip(answers) {
@@ -107,7 +107,7 @@ impl Lines {
                 Err(e) => return Err(e.with("queue", &self.queue)),
             }
         }
-        if let Some(dead) = self.dead_letters(config).filter(|name| names.iter().all(|(known, _)| known != name))
+        if let Some(dead) = self.dead_letters().filter(|name| names.iter().all(|(known, _)| known != name))
             && let Ok(Some(url)) = api.url(&dead).await
         {
             self.held.push(url);
@@ -140,7 +140,7 @@ impl Lines {
     }
 
     /// The name of the queue where SQS puts messages that were received too often, if it stands beside ours.
-    fn dead_letters(&self, _: &Config) -> Option<String> {
+    fn dead_letters(&self) -> Option<String> {
         let policy = self.drift.iter().find(|drift| drift.what.starts_with("RedrivePolicy"))?;
         let (_, rest) = policy.found.split_once("deadLetterTargetArn")?;
         let arn = rest.split('"').find(|part| part.starts_with("arn:"))?;
