@@ -67,6 +67,7 @@ impl Broker for Sqs {
             capabilities.priority_ranges = Support::Needs((), "`bands = 3` or `bands = 5`");
         }
         if kind.fifo {
+            capabilities.group = Support::Native(());
             capabilities.delay = Support::Emulated(CAPABILITIES.delay.limits(), crate::FIFO_DELAY);
             capabilities.release = Support::Native(());
             capabilities.deaths = Support::Emulated((), crate::FIFO_DEATHS);

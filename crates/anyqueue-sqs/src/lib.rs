@@ -89,6 +89,8 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     frozen_bound: anyqueue_core::time::DEFAULT_TTR,
     settle_window: Duration::ZERO,
     same_id: Support::Needs((), "a task log: SQS takes every message of a standard queue as a new one"),
+    group: Support::Needs((), "`fifo = true` for the queue"),
+    unique: Capabilities::FULL.unique,
     max_queue_name: None,
 };
 
