@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyqueue_core::{Error, ErrorKind, Page, Result, State, TaskId, Which};
 use aws_sdk_sqs::types::QueueAttributeName;
 
-use crate::hub::Hub;
+use crate::hub::{Hub, Move};
 use crate::lines::Lines;
 use crate::message::Post;
 use crate::slip::Slip;
@@ -63,7 +63,7 @@ impl Hub {
 
     /// Sends held tasks to their bands, with the priority and TTR that they carry, and removes them where they were.
     async fn make_ready(&self, lines: &Lines, found: Vec<Found>) -> Result<u64> {
-        let mut by_way: HashMap<(Arc<str>, Arc<str>), Vec<(Arc<str>, Post)>> = HashMap::new();
+        let mut by_way: HashMap<(Arc<str>, Arc<str>), Vec<Move>> = HashMap::new();
         for one in found {
             let task = self.incoming(lines, &one);
             let arrived = one.arrived;

@@ -22,6 +22,9 @@ use crate::walk::Listings;
 /// Looks at messages that are remembered; when there are more, all are forgotten.
 const LOOKS: usize = 50_000;
 
+/// What is received as a message and sent as another.
+pub(crate) type Move = (Arc<str>, Post);
+
 /// What all parts of one broker share.
 #[derive(Debug)]
 pub(crate) struct Hub {
@@ -205,7 +208,7 @@ impl Hub {
     }
 
     /// Sends messages anew and removes those that they were: what has no copy stays. How many were moved.
-    pub(crate) async fn moved(&self, lines: &Lines, from: &str, to: &str, items: Vec<(Arc<str>, Post)>) -> Result<u64> {
+    pub(crate) async fn moved(&self, lines: &Lines, from: &str, to: &str, items: Vec<Move>) -> Result<u64> {
         let (handles, posts): (Vec<Arc<str>>, Vec<Post>) = items.into_iter().unzip();
         let sent = self.post(lines, to, &posts).await;
         let copied: Vec<Arc<str>> =

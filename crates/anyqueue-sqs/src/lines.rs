@@ -73,9 +73,7 @@ impl Lines {
         }));
         let mut bands = urls.await.map_err(|e| e.with("queue", queue))?;
         let held = bands.split_off(kind.bands.len());
-        Self { queue: queue.clone(), kind, bands, held, created, ..Self::unknown(queue, kind) }
-            .compared(api, wanted)
-            .await
+        Self { queue: queue.clone(), kind, bands, held, created, ..Self::unknown(queue, kind) }.compared(api, wanted).await
     }
 
     fn unknown(queue: &QueueName, kind: Kind) -> Self {

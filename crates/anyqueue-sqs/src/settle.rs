@@ -35,6 +35,9 @@ struct Item<'a> {
     what: &'a Settlement,
 }
 
+/// An item to end: it is removed, or shown again after so many seconds.
+type Ending<'a> = (Item<'a>, Option<u64>);
+
 /// What is asked of SQS for an item.
 enum Step {
     /// Nothing is left but to delete.
@@ -115,12 +118,12 @@ impl SqsSettler {
     }
 
     /// Removes messages, or shows them again.
-    async fn ended<'a>(&self, items: Vec<(Item<'a>, Option<u64>)>) -> Vec<(Item<'a>, Result<()>)> {
-        let mut by_url: HashMap<(Arc<str>, bool), Vec<(Item<'a>, Option<u64>)>> = HashMap::new();
+    async fn ended<'a>(&self, items: Vec<Ending<'a>>) -> Vec<(Item<'a>, Result<()>)> {
+        let mut by_url: HashMap<(Arc<str>, bool), Vec<Ending<'a>>> = HashMap::new();
         for (item, shown) in items {
             by_url.entry((item.lease.url.clone(), shown.is_some())).or_default().push((item, shown));
         }
-        let end = async |url: Arc<str>, shown: bool, items: Vec<(Item<'a>, Option<u64>)>| {
+        let end = async |url: Arc<str>, shown: bool, items: Vec<Ending<'a>>| {
             let answers = if shown {
                 items.iter().for_each(|(item, _)| self.hub.looked(&item.lease.id));
                 let items: Vec<_> = items.iter().map(|(item, after)| (item.lease.handle.clone(), after.unwrap_or(0))).collect();

@@ -39,7 +39,10 @@ impl Found {
 
 /// Listings whose next pages somebody may ask for.
 #[derive(Debug, Default)]
-pub(crate) struct Listings(Mutex<HashMap<QueueName, (Moment, Arc<Vec<Found>>)>>);
+pub(crate) struct Listings(Mutex<HashMap<QueueName, Listing>>);
+
+/// What was found, and when.
+type Listing = (Moment, Arc<Vec<Found>>);
 
 impl Listings {
     pub(crate) fn get(&self, queue: &QueueName, now: Moment) -> Option<Arc<Vec<Found>>> {
