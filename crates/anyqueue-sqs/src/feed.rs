@@ -20,6 +20,8 @@ use crate::send;
 pub(crate) const WAITING: u64 = 3;
 /// What came and nobody asks for is given back after this time.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// A request that waits is not made more often than this.
+const SHORTEST: Duration = Duration::from_millis(200);
 /// How often a paused queue's mark is read.
 const PAUSED: Duration = Duration::from_secs(1);
 
@@ -152,7 +154,10 @@ impl Feed {
                 Err(e) => Err(e),
             };
             match outcome {
-                Ok(0) if self.inbox.lacking() > 0 && self.hub.check().is_ok() => {}
+                Ok(0) if self.inbox.lacking() > 0 && self.hub.check().is_ok() => {
+                    // A server that does not wait, though asked to, is no reason to ask it all the time.
+                    self.hub.clock.sleep_until(asked + SHORTEST).await;
+                }
                 Ok(_) => return,
                 // A connection that went dead while it waited is made anew with the next request.
                 Err(e) if e.kind() == ErrorKind::Timeout => return,
