@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyqueue::core::{Wire, Which};
+use anyqueue::core::{Which, Wire};
 use anyqueue::{NewTask, Outcome, Queue, QueueName, Queues, Runner, Settings, Task};
 
 use crate::place::{PATIENCE, broker};

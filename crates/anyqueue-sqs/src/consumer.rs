@@ -105,7 +105,7 @@ impl Consumer for SqsConsumer {
                 return Err(error::closed().during("reserve"));
             }
             if demand.is_none() {
-                demand = Some(self.inbox.demand(max));
+                demand = Some(self.inbox.demand(max, end));
             }
             tokio::select! {
                 () = self.inbox.arrived.notified() => {}

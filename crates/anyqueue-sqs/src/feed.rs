@@ -100,14 +100,21 @@ impl Feed {
         self.hub.marks(&self.lines).await.map(drop)
     }
 
+    /// What one request may take. SQS gives out several tasks of a group together, and they would run side by side; while
+    /// one is reserved it gives out no other.
+    fn batch(&self) -> usize {
+        if self.lines.kind.fifo { 1 } else { BATCH }
+    }
+
     /// Receives without waiting: one request, or as many as are wanted where the last one came back full.
     async fn look(&self, band: usize, lacking: usize, full: &mut [bool]) -> Result<usize> {
-        let requests = if full[band] { lacking.div_ceil(BATCH).min(self.hub.config.requests) } else { 1 };
+        let batch = self.batch();
+        let requests = if full[band] { lacking.div_ceil(batch).min(self.hub.config.requests) } else { 1 };
         let visibility = steps_up(self.ttr, SECOND);
         let asked = self.hub.clock.now();
         let url = &self.lines.bands[band];
         let received = join_all((0..requests).map(|at| {
-            let most = lacking.saturating_sub(at * BATCH).min(BATCH);
+            let most = lacking.saturating_sub(at * batch).min(batch);
             self.hub.api.receive(url, most, visibility, Duration::ZERO)
         }));
         let (mut all, mut failed) = (Vec::new(), None);
@@ -117,7 +124,7 @@ impl Feed {
                 Err(e) => failed = Some(e),
             }
         }
-        full[band] = all.len() >= requests * BATCH;
+        full[band] = all.len() >= requests * batch;
         let count = all.len();
         self.take_in(band, all, asked, visibility).await?;
         failed.filter(|_| count == 0).map_or(Ok(count), Err)
@@ -126,7 +133,7 @@ impl Feed {
     /// Lets a request wait for each band that has none, each in a task of its own, and waits until something comes.
     async fn wait(self: &Arc<Self>) {
         for &band in &self.bands {
-            if self.inbox.begin_waiting(band) {
+            if self.patience().is_some() && self.inbox.begin_waiting(band) {
                 let feed = self.clone();
                 self.hub.runtime.spawn(async move {
                     feed.wait_for(band).await;
@@ -141,13 +148,22 @@ impl Feed {
         }
     }
 
+    /// How long a request may wait: hardly longer than somebody does, since what comes for nobody has to be given back, and
+    /// what comes for a process that has ended is hidden for a while.
+    fn patience(&self) -> Option<Duration> {
+        let (left, most) = (self.inbox.until().since(self.hub.clock.now()), self.hub.config.wait);
+        let fits = if left >= most / 2 { most } else { SECOND * steps_up(left, SECOND) as u32 };
+        (left > Duration::from_millis(1)).then_some(fits)
+    }
+
     /// Waits for tasks of one band for as long as some are wanted. It goes on to its end even if the consumer is closed:
     /// what SQS hands to a connection that is gone is hidden from everybody for a while.
     async fn wait_for(&self, band: usize) {
         loop {
-            let most = self.inbox.lacking().clamp(1, BATCH);
+            let Some(wait) = self.patience() else { return };
+            let most = self.inbox.lacking().clamp(1, self.batch());
             let asked = self.hub.clock.now();
-            let received = self.hub.api.receive(&self.lines.bands[band], most, WAITING, self.hub.config.wait).await;
+            let received = self.hub.api.receive(&self.lines.bands[band], most, WAITING, wait).await;
             let outcome = match received {
                 Ok(none) if none.is_empty() => Ok(0),
                 Ok(some) => self.take_in(band, some, asked, WAITING).await.map(|()| 1),

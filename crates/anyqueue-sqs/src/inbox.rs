@@ -46,6 +46,8 @@ struct State {
     waiting: Vec<bool>,
     /// Whether all bands have been looked at since somebody asked.
     looked: bool,
+    /// Until when somebody waits.
+    until: Moment,
 }
 
 impl Inbox {
@@ -58,6 +60,7 @@ impl Inbox {
             came: Moment::default(),
             waiting: vec![false; bands],
             looked: false,
+            until: Moment::default(),
         };
         Self { state: Mutex::new(state), arrived: Notify::new(), wanted: Notify::new(), done: Notify::new() }
     }
@@ -66,11 +69,11 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for tasks until the answer is dropped.
-    pub(crate) fn demand(&self, count: usize) -> Demand<'_> {
+    /// Asks for tasks until the answer is dropped, and no longer than until a moment.
+    pub(crate) fn demand(&self, count: usize, until: Moment) -> Demand<'_> {
         {
             let mut state = self.state();
-            (state.want, state.looked) = (count, false);
+            (state.want, state.looked, state.until) = (count, false, until);
         }
         self.wanted.notify_one();
         Demand(self)
@@ -81,6 +84,11 @@ impl Inbox {
         let state = self.state();
         let there: usize = state.ready.iter().map(VecDeque::len).sum();
         if state.closed || there > 0 { 0 } else { state.want }
+    }
+
+    /// Until when somebody waits.
+    pub(crate) fn until(&self) -> Moment {
+        self.state().until
     }
 
     pub(crate) fn is_closed(&self) -> bool {
