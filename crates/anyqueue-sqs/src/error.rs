@@ -1,8 +1,8 @@
 //! Foreign errors become ours here.
 
-use anyqueue_core::{Error, ErrorKind};
+use anyqueue_core::{Error, ErrorKind, chain};
 use aws_sdk_sqs::config::http::HttpResponse;
-use aws_sdk_sqs::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::BatchResultErrorEntry;
 
 type Kinds = &'static [(&'static str, ErrorKind, &'static str)];
@@ -55,7 +55,7 @@ pub(crate) fn of<E>(error: SdkError<E, HttpResponse>) -> Error
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
-    let text = DisplayErrorContext(&error).to_string();
+    let text = chain(&error);
     match &error {
         SdkError::ServiceError(service) => {
             let code = service.err().code().unwrap_or_default().to_owned();

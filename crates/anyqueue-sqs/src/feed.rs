@@ -191,7 +191,9 @@ impl Feed {
             return Ok(());
         }
         let url = &self.lines.bands[band];
-        let marks = self.hub.marks(&self.lines).await.unwrap_or_default();
+        // Who has waited may have read them long ago; in between, a second is soon enough.
+        let marks = if visibility == WAITING { self.hub.marks_now(&self.lines).await } else { self.hub.marks(&self.lines).await };
+        let marks = marks.unwrap_or_default();
         let (now, paused) = (self.hub.wall(), marks.paused(self.hub.wall()) != Paused::No);
         let (dropped, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| drops(&marks, one));
         let (early, kept): (Vec<_>, Vec<_>) = kept.into_iter().partition(|one| is_early(one, now));

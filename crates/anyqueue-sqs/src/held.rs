@@ -21,6 +21,7 @@ impl Hub {
         let listing = match self.listings.get(&lines.queue, now).filter(|_| first > 0) {
             Some(listing) => listing,
             None => {
+                let _walking = self.listings.walking.lock().await;
                 let found = self.take_held(lines, false).await?;
                 self.put_back(&found).await;
                 let listing = Arc::new(found);
@@ -41,6 +42,7 @@ impl Hub {
             Which::Ids(ids) => (ids.len(), true),
         };
         let mut kicked = 0;
+        let _walking = self.listings.walking.lock().await;
         loop {
             let mut found = self.take_held(lines, sure).await?;
             let rest = match which {
@@ -86,6 +88,7 @@ impl Hub {
 
     /// Deletes held tasks by id. Others cannot be found by id on SQS, which is an error of its own where there are any.
     pub(crate) async fn delete_held(&self, lines: &Lines, ids: &[TaskId]) -> Result<Vec<Result<()>>> {
+        let _walking = self.listings.walking.lock().await;
         let found = self.take_held(lines, true).await?;
         let mut wanted: HashMap<TaskId, Option<Found>> = ids.iter().map(|id| (*id, None)).collect();
         let mut rest = Vec::new();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyqueue_core::{Clock, Result};
 
+use crate::api::BATCH;
 use crate::hub::Hub;
 use crate::lines::Lines;
 use crate::message::Post;
@@ -37,8 +38,15 @@ impl Hub {
     /// Sends held tasks anew that have half of their time behind them. How many.
     async fn renew(&self, lines: &Lines) -> Result<u64> {
         let Some(own) = lines.held.first() else { return Ok(0) };
-        let mut found = self.take_held(lines, false).await?;
+        let _walking = self.listings.walking.lock().await;
         let old = self.wall().saturating_sub(lines.retention * 1000 / 2);
+        // Old ones come first, more or less: a few tell whether it is time to walk through all.
+        let few = self.taken(own, BATCH, false).await?;
+        self.put_back(&few).await;
+        if few.iter().all(|one| one.arrived.sent >= old) {
+            return Ok(0);
+        }
+        let mut found = self.take_held(lines, false).await?;
         let due: Vec<_> = found.extract_if(.., |one| one.url == *own && one.arrived.sent < old).collect();
         self.put_back(&found).await;
         let anew = |arrived: &crate::message::Arrived| {

@@ -20,7 +20,7 @@ fn installed(path: &str) -> PathBuf {
 /// How ministack is started: its clocks are exact, and all is lost when it ends.
 pub fn ministack() -> Launch {
     Launch::new("python3")
-        .args(["-c", "from ministack.app import main; main()"])
+        .args(["-c", include_str!("ministack.py")])
         .env("PYTHONPATH", &installed("python").display().to_string())
         .env("HOME", "{dir}")
         .env("SERVICES", "sqs")
