@@ -123,8 +123,12 @@ impl Consumer for SqsConsumer {
         self.inbox.close();
         if let Some(feed) = self.feed.take() {
             let late = self.hub.clock.sleep_until(self.hub.clock.now() + self.hub.config.timeout);
+            let given_back = async {
+                drop(feed.await);
+                drop(self.inbox.sorting.write().await);
+            };
             tokio::select! {
-                ended = feed => drop(ended),
+                () = given_back => {}
                 () = late => {}
             }
         }

@@ -190,7 +190,7 @@ impl Feed {
         if all.is_empty() {
             return Ok(());
         }
-        let url = &self.lines.bands[band];
+        let (url, _sorting) = (&self.lines.bands[band], self.inbox.sorting.read().await);
         // Who has waited may have read them long ago; in between, a second is soon enough.
         let marks = if visibility == WAITING { self.hub.marks_now(&self.lines).await } else { self.hub.marks(&self.lines).await };
         let marks = marks.unwrap_or_default();

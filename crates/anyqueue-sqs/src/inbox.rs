@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyqueue_core::{Error, Moment};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
 
 use crate::message::Arrived;
 
@@ -30,6 +30,8 @@ pub(crate) struct Inbox {
     pub(crate) wanted: Notify,
     /// Rings when all bands have been looked at.
     done: Notify,
+    /// Held, to be read, while something that came is sorted: it must be given back before the process may end.
+    pub(crate) sorting: RwLock<()>,
 }
 
 #[derive(Debug)]
@@ -62,7 +64,13 @@ impl Inbox {
             looked: false,
             until: Moment::default(),
         };
-        Self { state: Mutex::new(state), arrived: Notify::new(), wanted: Notify::new(), done: Notify::new() }
+        Self {
+            state: Mutex::new(state),
+            arrived: Notify::new(),
+            wanted: Notify::new(),
+            done: Notify::new(),
+            sorting: RwLock::new(()),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -20,10 +20,12 @@ fn installed(path: &str) -> PathBuf {
 /// How ministack is started: its clocks are exact, and all is lost when it ends.
 pub fn ministack() -> Launch {
     Launch::new("python3")
-        .args(["-c", include_str!("ministack.py")])
+        .args(["-c", include_str!("sqs.py")])
         .env("PYTHONPATH", &installed("python").display().to_string())
         .env("HOME", "{dir}")
         .env("SERVICES", "sqs")
+        // It would listen on all addresses.
+        .env("IOT_MTLS_ENABLED", "0")
         .env("GATEWAY_PORT", "{port}")
         .env("BIND_HOST", "127.0.0.1")
         .env("LOG_LEVEL", "WARNING")
