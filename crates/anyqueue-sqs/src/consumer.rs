@@ -15,6 +15,9 @@ use crate::lease::Lease;
 use crate::lines::Lines;
 use crate::settle::SqsSettler;
 
+/// How long a close waits for answers that may be on their way.
+const LAST_ANSWERS: Duration = Duration::from_millis(300);
+
 /// Takes tasks of one queue.
 #[derive(Debug)]
 pub(crate) struct SqsConsumer {
@@ -125,6 +128,7 @@ impl Consumer for SqsConsumer {
             let late = self.hub.clock.sleep_until(self.hub.clock.now() + self.hub.config.timeout);
             let given_back = async {
                 drop(feed.await);
+                self.last_answers().await;
                 drop(self.inbox.sorting.write().await);
             };
             tokio::select! {
@@ -143,6 +147,18 @@ impl Drop for SqsConsumer {
 }
 
 impl SqsConsumer {
+    /// Waits for answers that are on their way just now, so that what they bring is given back. Requests that wait cannot be
+    /// taken back, and may wait for long.
+    async fn last_answers(&self) {
+        let until = self.hub.clock.now() + LAST_ANSWERS;
+        while self.inbox.anything_waits() {
+            tokio::select! {
+                () = self.inbox.wanted.notified() => {}
+                () = self.hub.clock.sleep_until(until) => return,
+            }
+        }
+    }
+
     /// The end of a wait: the moment is there, and every band has been looked at.
     async fn over(&self, end: anyqueue_core::Moment) {
         self.hub.clock.sleep_until(end).await;

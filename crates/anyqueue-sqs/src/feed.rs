@@ -191,6 +191,12 @@ impl Feed {
             return Ok(());
         }
         let (url, _sorting) = (&self.lines.bands[band], self.inbox.sorting.read().await);
+        if self.inbox.is_closed() {
+            // The process may end at any moment: one step that can only be late, not two that may leave a duplicate.
+            all.iter().for_each(|one| self.hub.looked(&one.id));
+            let items: Vec<_> = all.iter().map(|one| (one.handle.clone(), 0)).collect();
+            return self.hub.hide(url, &items).await.into_iter().collect();
+        }
         // Who has waited may have read them long ago; in between, a second is soon enough.
         let marks = if visibility == WAITING { self.hub.marks_now(&self.lines).await } else { self.hub.marks(&self.lines).await };
         let marks = marks.unwrap_or_default();

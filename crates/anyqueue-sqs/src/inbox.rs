@@ -196,6 +196,11 @@ impl Inbox {
         self.wanted.notify_one();
     }
 
+    /// Whether any request waits.
+    pub(crate) fn anything_waits(&self) -> bool {
+        self.state().waiting.contains(&true)
+    }
+
     pub(crate) fn is_waiting(&self, band: usize) -> bool {
         self.state().waiting[band]
     }
