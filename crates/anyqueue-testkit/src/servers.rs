@@ -2,3 +2,4 @@
 
 pub mod beanstalkd;
 pub mod redis;
+pub mod sqs;

@@ -20,6 +20,10 @@ const OPTIONAL: &[(&str, &[&str], Option<&Driver>)] = &[
     ("redis", anyqueue_redis::DRIVER.schemes, Some(&anyqueue_redis::DRIVER)),
     #[cfg(not(feature = "redis"))]
     ("redis", &["redis", "rediss"], None),
+    #[cfg(feature = "sqs")]
+    ("sqs", anyqueue_sqs::DRIVER.schemes, Some(&anyqueue_sqs::DRIVER)),
+    #[cfg(not(feature = "sqs"))]
+    ("sqs", &["sqs"], None),
 ];
 
 /// The drivers that brokers are chosen from.

@@ -1,6 +1,6 @@
 //! The whole of anyqueue on servers beside the least that a client must do for the same promise, in one run.
 //!
-//! `cargo bench -p anyqueue --all-features --bench servers [-- TASKS] [BROKER …]`; brokers: `redis`, `beanstalkd`.
+//! `cargo bench -p anyqueue --all-features --bench servers [-- TASKS] [BROKER …]`; brokers: `redis`, `beanstalkd`, `sqs`.
 //! Each server is started for this, with its tasks on disk as an operator would keep them: Redis with its append-only file
 //! flushed each second, beanstalkd with its binlog and its own default of a flush each 50 ms.
 
@@ -8,6 +8,7 @@ mod beanstalkd;
 #[path = "../load/mod.rs"]
 mod load;
 mod redis;
+mod sqs;
 
 use anyqueue_testkit::{Launch, Process, Server};
 use load::{Raw, latency, queues, speed, wanted};
@@ -40,7 +41,17 @@ async fn run(tasks: usize) {
     }
 }
 
+async fn run_sqs(tasks: usize) {
+    if wanted("sqs") {
+        let server = sqs::start().await;
+        let mut raw = sqs::RawSqs::connect(server.address()).await;
+        // A request costs this server a hundred times what it costs the others.
+        measured("sqs", &server, &mut raw, tasks / 20).await;
+    }
+}
+
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
     runtime.block_on(run(load::tasks(200_000)));
+    runtime.block_on(run_sqs(load::tasks(200_000)));
 }

@@ -1,0 +1,175 @@
+//! The operator's verbs.
+
+use std::time::Duration;
+
+use anyqueue_core::{
+    Admin, Error, ErrorKind, Figure, Page, Paused, Peeked, QueueName, Result, State, Stats, TaskId, TaskInfo, Which, async_trait,
+};
+use aws_sdk_sqs::types::QueueAttributeName;
+use futures::future::try_join_all;
+
+use crate::api::BATCH;
+use crate::broker::Sqs;
+use crate::lines::Lines;
+
+/// What is purged one by one is hidden for so long, if we die on the way.
+const HIDDEN: u64 = 30;
+
+/// The sums of SQS's own figures over some of its queues.
+#[derive(Debug, Default)]
+struct Sums {
+    visible: u64,
+    delayed: u64,
+    hidden: u64,
+}
+
+impl Sqs {
+    async fn sums(&self, urls: &[std::sync::Arc<str>]) -> Result<Sums> {
+        let mut sums = Sums::default();
+        for attributes in try_join_all(urls.iter().map(|url| self.hub.api.attributes(url))).await? {
+            let number = |key| attributes.get(&key).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
+            sums.visible += number(QueueAttributeName::ApproximateNumberOfMessages);
+            sums.delayed += number(QueueAttributeName::ApproximateNumberOfMessagesDelayed);
+            sums.hidden += number(QueueAttributeName::ApproximateNumberOfMessagesNotVisible);
+        }
+        Ok(sums)
+    }
+
+    /// Receives and deletes what is visible, up to as much as there was at the beginning: others may go on sending.
+    async fn drain(&self, url: &str, mut left: u64) -> Result<u64> {
+        let mut removed = 0;
+        while left > 0 {
+            let some = self.hub.api.receive(url, BATCH, HIDDEN, Duration::ZERO).await?;
+            let now = self.hub.wall();
+            let (later, some): (Vec<_>, Vec<_>) =
+                some.into_iter().partition(|one| one.slip.hop && one.slip.due.is_some_and(|due| due > now));
+            if some.is_empty() && later.is_empty() {
+                break;
+            }
+            let handles: Vec<_> = some.iter().map(|one| one.handle.clone()).collect();
+            for answer in self.hub.delete(url, &handles).await {
+                answer?;
+                removed += 1;
+            }
+            left = left.saturating_sub((some.len() + later.len()) as u64);
+        }
+        Ok(removed)
+    }
+
+    async fn purge_states(&self, lines: &Lines, states: &[State]) -> Result<u64> {
+        let has = |state| states.contains(&state);
+        let (mut removed, sums) = (0, self.sums(&lines.bands).await?);
+        let whole = has(State::Ready) && has(State::Delayed) && (has(State::Reserved) || sums.hidden == 0);
+        // SQS does that once a minute only; what is ready and delayed goes otherwise too.
+        let emptied = if whole { Some(try_join_all(lines.bands.iter().map(|url| self.hub.api.purge(url))).await) } else { None };
+        if let Some(Ok(_)) = emptied {
+            removed += sums.visible + sums.delayed + sums.hidden;
+        } else if has(State::Reserved) {
+            emptied.transpose()?;
+            let text = "SQS takes reserved tasks from a queue only together with all that are ready and delayed; purge those too";
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        } else {
+            if has(State::Ready) {
+                for url in &lines.bands {
+                    removed += self.drain(url, self.sums(std::slice::from_ref(url)).await?.visible).await?;
+                }
+            }
+            if has(State::Delayed) {
+                self.hub.purge_delayed(lines).await?;
+                removed += sums.delayed;
+            }
+        }
+        if has(State::Held) {
+            for url in &lines.held {
+                removed += self.drain(url, self.sums(std::slice::from_ref(url)).await?.visible).await?;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// Says which queue and which verb an error is of.
+fn named<T>(answer: Result<T>, verb: &'static str, queue: &QueueName) -> Result<T> {
+    answer.map_err(|e| e.during(verb).with("queue", queue))
+}
+
+#[async_trait]
+impl Admin for Sqs {
+    async fn stats(&self, queue: &QueueName) -> Result<Stats> {
+        let read = async {
+            let lines = self.hub.lines(queue).await?;
+            let (open, held) = futures::try_join!(self.sums(&lines.bands), self.sums(&lines.held))?;
+            Ok(Stats {
+                ready: Figure::Approximate(open.visible),
+                delayed: Figure::Approximate(open.delayed),
+                reserved: Figure::Approximate(open.hidden),
+                held: Figure::Approximate(held.visible + held.hidden),
+                oldest: Figure::Unknown,
+            })
+        };
+        named(read.await, "stats", queue)
+    }
+
+    async fn info(&self, queue: &QueueName, _: TaskId) -> Result<Option<TaskInfo>> {
+        self.hub.check().map_err(|e| e.during("info"))?;
+        let text = "SQS finds no task by its id; that needs a task log, and held tasks are in the listing";
+        Err(Error::new(ErrorKind::Unsupported, text).during("info").with("queue", queue))
+    }
+
+    async fn peek(&self, queue: &QueueName, state: State, limit: usize) -> Result<Vec<Peeked>> {
+        let read = async {
+            let lines = self.hub.lines(queue).await?;
+            match state {
+                State::Ready if limit > 0 => self.hub.look(&lines, limit).await,
+                State::Held if limit > 0 => self.hub.page(&lines, None, limit).await.map(|page| page.tasks),
+                // SQS hides these from everybody.
+                _ => Ok(Vec::new()),
+            }
+        };
+        named(read.await, "peek", queue)
+    }
+
+    async fn held(&self, queue: &QueueName, after: Option<&str>, limit: usize) -> Result<Page> {
+        let read = async { self.hub.page(&*self.hub.lines(queue).await?, after, limit).await };
+        named(read.await, "list", queue)
+    }
+
+    async fn kick(&self, queue: &QueueName, which: &Which) -> Result<u64> {
+        let kick = async { self.hub.kick(&*self.hub.lines(queue).await?, which).await };
+        named(kick.await, "kick", queue)
+    }
+
+    async fn delete(&self, queue: &QueueName, ids: &[TaskId]) -> Vec<Result<()>> {
+        if ids.is_empty() {
+            return Vec::new();
+        }
+        let delete = async { self.hub.delete_held(&*self.hub.lines(queue).await?, ids).await };
+        match delete.await {
+            Ok(answers) => answers.into_iter().map(|answer| named(answer, "delete", queue)).collect(),
+            Err(e) => ids.iter().map(|_| named(Err(e.duplicate()), "delete", queue)).collect(),
+        }
+    }
+
+    async fn purge(&self, queue: &QueueName, states: &[State]) -> Result<u64> {
+        let purge = async { self.purge_states(&*self.hub.lines(queue).await?, states).await };
+        named(purge.await, "purge", queue)
+    }
+
+    async fn pause(&self, queue: &QueueName, time: Option<Duration>) -> Result<()> {
+        let pause = async { self.hub.pause(&*self.hub.lines(queue).await?, time).await };
+        named(pause.await, "pause", queue)
+    }
+
+    async fn resume(&self, queue: &QueueName) -> Result<()> {
+        let resume = async { self.hub.resume(&*self.hub.lines(queue).await?).await };
+        named(resume.await, "resume", queue)
+    }
+
+    async fn paused(&self, queue: &QueueName) -> Result<Paused> {
+        let read = async {
+            let lines = self.hub.lines(queue).await?;
+            Ok(self.hub.marks_now(&lines).await?.paused(self.hub.wall()))
+        };
+        named(read.await, "paused", queue)
+    }
+}

@@ -1,0 +1,278 @@
+//! Receiving: the urgent bands first without waiting, and only when all are empty all of them at once with a long wait.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyqueue_core::{ErrorKind, Moment, Paused, Result, steps_up};
+use futures::future::join_all;
+
+use crate::SECOND;
+use crate::api::BATCH;
+use crate::hub::Hub;
+use crate::inbox::{Inbox, Ready};
+use crate::lines::Lines;
+use crate::marker::Marks;
+use crate::message::Arrived;
+use crate::send;
+
+/// What a waiting request takes is hidden for so long until its TTR is set, which also shows whether it is still ours: if
+/// the connection is dead, nobody learns that something was taken.
+pub(crate) const WAITING: u64 = 3;
+/// What came and nobody asks for is given back after this time.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A request that waits is not made more often than this.
+const SHORTEST: Duration = Duration::from_millis(200);
+/// How often a paused queue's mark is read.
+const PAUSED: Duration = Duration::from_secs(1);
+
+/// Feeds the inbox of one consumer.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) lines: Arc<Lines>,
+    pub(crate) inbox: Arc<Inbox>,
+    /// The bands that this consumer takes.
+    pub(crate) bands: Vec<usize>,
+    pub(crate) ttr: Duration,
+}
+
+impl Feed {
+    /// Works until the consumer is closed, or its broker is.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let mut closing = self.hub.closing();
+        let mut full = vec![false; self.lines.bands.len()];
+        while !self.inbox.is_closed() && !*closing.borrow() {
+            let lacking = self.inbox.lacking();
+            if lacking > 0 {
+                if let Err(e) = self.round(lacking, &mut full).await {
+                    self.hub.noticed(&self.lines.queue, &e);
+                    self.inbox.fail(e);
+                }
+                continue;
+            }
+            tokio::select! {
+                () = self.inbox.wanted.notified() => {}
+                () = self.stale() => self.give_back(self.inbox.unwanted(PATIENCE, self.hub.clock.now())).await,
+                _ = closing.changed() => {}
+            }
+        }
+        self.inbox.close();
+        self.give_back(self.inbox.take(usize::MAX, self.hub.clock.now())).await;
+    }
+
+    /// Ends when something may have lain in the inbox for too long; never while it is empty.
+    async fn stale(&self) {
+        if self.inbox.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        self.hub.clock.sleep_until(self.hub.clock.now() + PATIENCE).await;
+    }
+
+    async fn round(self: &Arc<Self>, lacking: usize, full: &mut [bool]) -> Result<()> {
+        if self.hub.marks_at_all(&self.lines).await?.paused(self.hub.wall()) != Paused::No {
+            return self.paused().await;
+        }
+        for &band in &self.bands {
+            if !self.inbox.is_waiting(band) && self.look(band, lacking, full).await? > 0 {
+                return Ok(());
+            }
+        }
+        self.inbox.set_looked();
+        self.wait().await;
+        Ok(())
+    }
+
+    /// Waits out a pause, a step at a time.
+    async fn paused(&self) -> Result<()> {
+        self.inbox.set_looked();
+        let changed = self.hub.markers.changed.notified();
+        let step = match self.hub.marks(&self.lines).await?.paused(self.hub.wall()) {
+            Paused::No => return Ok(()),
+            Paused::Yes(left) => left.unwrap_or(PAUSED).min(PAUSED),
+        };
+        let mut closing = self.hub.closing();
+        tokio::select! {
+            () = changed => {}
+            () = self.inbox.wanted.notified() => {}
+            _ = closing.changed() => {}
+            () = self.hub.clock.sleep_until(self.hub.clock.now() + step) => {}
+        }
+        self.hub.marks(&self.lines).await.map(drop)
+    }
+
+    /// What one request may take. SQS gives out several tasks of a group together, and they would run side by side; while
+    /// one is reserved it gives out no other.
+    fn batch(&self) -> usize {
+        if self.lines.kind.fifo { 1 } else { BATCH }
+    }
+
+    /// Receives without waiting: one request, or as many as are wanted where the last one came back full.
+    async fn look(&self, band: usize, lacking: usize, full: &mut [bool]) -> Result<usize> {
+        let batch = self.batch();
+        let requests = if full[band] { lacking.div_ceil(batch).min(self.hub.config.requests) } else { 1 };
+        let visibility = steps_up(self.ttr, SECOND);
+        let asked = self.hub.clock.now();
+        let url = &self.lines.bands[band];
+        let received = join_all((0..requests).map(|at| {
+            let most = lacking.saturating_sub(at * batch).min(batch);
+            self.hub.api.receive(url, most, visibility, Duration::ZERO)
+        }));
+        let (mut all, mut failed) = (Vec::new(), None);
+        for part in received.await {
+            match part {
+                Ok(part) => all.extend(part),
+                Err(e) => failed = Some(e),
+            }
+        }
+        full[band] = all.len() >= requests * batch;
+        let count = all.len();
+        self.take_in(band, all, asked, visibility).await?;
+        failed.filter(|_| count == 0).map_or(Ok(count), Err)
+    }
+
+    /// Lets a request wait for each band that has none, each in a task of its own, and waits until something comes.
+    async fn wait(self: &Arc<Self>) {
+        for &band in &self.bands {
+            if self.patience().is_some() && self.inbox.begin_waiting(band) {
+                let feed = self.clone();
+                self.hub.runtime.spawn(async move {
+                    feed.wait_for(band).await;
+                    feed.inbox.end_waiting(band);
+                });
+            }
+        }
+        let mut closing = self.hub.closing();
+        tokio::select! {
+            () = self.inbox.wanted.notified() => {}
+            _ = closing.changed() => {}
+        }
+    }
+
+    /// How long a request may wait: hardly longer than somebody does, since what comes for nobody has to be given back, and
+    /// what comes for a process that has ended is hidden for a while.
+    fn patience(&self) -> Option<Duration> {
+        let (left, most) = (self.inbox.until().since(self.hub.clock.now()), self.hub.config.wait);
+        let fits = if left >= most / 2 { most } else { SECOND * steps_up(left, SECOND) as u32 };
+        (left > Duration::from_millis(1)).then_some(fits)
+    }
+
+    /// Waits for tasks of one band for as long as some are wanted. It goes on to its end even if the consumer is closed:
+    /// what SQS hands to a connection that is gone is hidden from everybody for a while.
+    async fn wait_for(&self, band: usize) {
+        loop {
+            let Some(wait) = self.patience() else { return };
+            let most = self.inbox.lacking().clamp(1, self.batch());
+            let asked = self.hub.clock.now();
+            let received = self.hub.api.receive(&self.lines.bands[band], most, WAITING, wait).await;
+            let outcome = match received {
+                Ok(none) if none.is_empty() => Ok(0),
+                Ok(some) => self.take_in(band, some, asked, WAITING).await.map(|()| 1),
+                Err(e) => Err(e),
+            };
+            match outcome {
+                Ok(0) if self.inbox.lacking() > 0 && self.hub.check().is_ok() => {
+                    // A server that does not wait, though asked to, is no reason to ask it all the time.
+                    self.hub.clock.sleep_until(asked + SHORTEST).await;
+                }
+                Ok(_) => return,
+                // A connection that went dead while it waited is made anew with the next request.
+                Err(e) if e.kind() == ErrorKind::Timeout => return,
+                Err(e) => {
+                    self.hub.noticed(&self.lines.queue, &e);
+                    return self.inbox.fail(e);
+                }
+            }
+        }
+    }
+
+    /// Sorts what was received: what is not due goes on its way, what is not wanted any more goes, the rest gets its own TTR.
+    async fn take_in(&self, band: usize, all: Vec<Arrived>, asked: Moment, visibility: u64) -> Result<()> {
+        if all.is_empty() {
+            return Ok(());
+        }
+        let (url, _sorting) = (&self.lines.bands[band], self.inbox.sorting.read().await);
+        if self.inbox.is_closed() {
+            // The process may end at any moment: one step that can only be late, not two that may leave a duplicate.
+            all.iter().for_each(|one| self.hub.looked(&one.id));
+            let items: Vec<_> = all.iter().map(|one| (one.handle.clone(), 0)).collect();
+            return self.hub.hide(url, &items).await.into_iter().collect();
+        }
+        // Who has waited may have read them long ago; in between, a second is soon enough.
+        let marks = if visibility == WAITING { self.hub.marks_now(&self.lines).await } else { self.hub.marks(&self.lines).await };
+        let marks = marks.unwrap_or_default();
+        let (now, paused) = (self.hub.wall(), marks.paused(self.hub.wall()) != Paused::No);
+        let (dropped, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| drops(&marks, one));
+        let (early, kept): (Vec<_>, Vec<_>) = kept.into_iter().partition(|one| is_early(one, now));
+        let handles: Vec<_> = dropped.iter().map(|one| one.handle.clone()).collect();
+        let (_, (), ready) = futures::join!(
+            self.hub.delete(url, &handles),
+            send::send_on(&self.hub, &self.lines, url, early),
+            self.leased(url, kept, asked, visibility)
+        );
+        let back = if paused { ready } else { self.inbox.put(band, ready, self.hub.clock.now()) };
+        self.give_back(back.into_iter().map(|ready| (band, ready)).collect()).await;
+        Ok(())
+    }
+
+    /// Sets the visibility of what is to be leased for another time than it was received with, or was received long ago.
+    async fn leased(&self, url: &str, all: Vec<Arrived>, asked: Moment, visibility: u64) -> Vec<Ready> {
+        let now = self.hub.clock.now();
+        let mut ready: Vec<Ready> = Vec::with_capacity(all.len());
+        for arrived in all {
+            let ttr = arrived.slip.ttr().unwrap_or(self.ttr).clamp(SECOND, anyqueue_core::time::MAX_TTR);
+            let (looks, ttr) = (self.hub.looks(&arrived.id), SECOND * steps_up(ttr, SECOND) as u32);
+            ready.push(Ready { arrived, looks, ttr, asked, deadline: asked + Duration::from_secs(visibility) });
+        }
+        let late = now.since(asked);
+        let differs = |one: &Ready| one.ttr.as_secs() != visibility || late > one.ttr / 10;
+        let places: Vec<usize> = (0..ready.len()).filter(|at| differs(&ready[*at])).collect();
+        let items: Vec<_> = places.iter().map(|at| (ready[*at].arrived.handle.clone(), ready[*at].ttr.as_secs())).collect();
+        if items.is_empty() {
+            return ready;
+        }
+        let mut lost = Vec::new();
+        for (at, answer) in places.into_iter().zip(self.hub.hide(url, &items).await) {
+            match answer {
+                Ok(()) => ready[at].deadline = now + ready[at].ttr,
+                Err(e) if e.is_lease_lost() => lost.push(at),
+                // It stays hidden for as long as it was received with.
+                Err(_) => {}
+            }
+        }
+        let mut at = 0;
+        ready.retain(|_| (!lost.contains(&at), at += 1).0);
+        ready
+    }
+
+    /// Gives tasks back as if they had never been received.
+    pub(crate) async fn give_back(&self, tasks: Vec<(usize, Ready)>) {
+        for band in 0..self.lines.bands.len() {
+            let of_band: Vec<_> = tasks.iter().filter(|(of, _)| *of == band).map(|(_, task)| task).collect();
+            if of_band.is_empty() {
+                continue;
+            }
+            let url = &self.lines.bands[band];
+            let done = if self.lines.kind.fifo {
+                of_band.iter().for_each(|task| self.hub.looked(&task.arrived.id));
+                let items: Vec<_> = of_band.iter().map(|task| (task.arrived.handle.clone(), 0)).collect();
+                self.hub.hide(url, &items).await.into_iter().collect::<Result<()>>()
+            } else {
+                let items = of_band.iter().map(|task| (task.arrived.handle.clone(), task.arrived.again(task.looks))).collect();
+                self.hub.moved(&self.lines, url, url, items).await.map(drop)
+            };
+            if let Err(error) = done {
+                let queue = self.lines.queue.as_str();
+                tracing::warn!(queue, %error, "cannot give tasks back; they come again when their leases end");
+            }
+        }
+    }
+}
+
+fn drops(marks: &Marks, one: &Arrived) -> bool {
+    marks.drops(one.slip.due, one.sent)
+}
+
+/// Whether a task has further to go than SQS itself counts, and is not there yet.
+fn is_early(one: &Arrived, now: u64) -> bool {
+    one.slip.hop && one.slip.due.is_some_and(|due| due > now)
+}

@@ -1,0 +1,152 @@
+//! Queues of other kinds, missing ones, many of them, and what is held for long.
+#![allow(clippy::unwrap_used, reason = "a test that meets an error fails")]
+
+mod shared;
+
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyqueue_core::{ConsumeOptions, Create, ErrorKind, Settlement, Support, chain};
+use anyqueue_testkit::Sample;
+use aws_sdk_sqs::types::QueueAttributeName;
+use futures::future::join_all;
+use shared::{Place, QUIET, SOON, consumer, incoming, millis, one, queue, reserve, send, settle};
+
+/// A FIFO queue keeps groups in order, one task at a time each, through a give-back; a repeated id is one task.
+#[tokio::test]
+async fn a_fifo_queue_works_groups_in_order() {
+    let (place, queue) = (Place::new().await, queue("orders"));
+    let mut options = place.options();
+    options.queues.insert(queue.clone(), [("fifo", true)].into_iter().collect());
+    let broker = anyqueue_sqs::DRIVER.open(options).await.unwrap();
+    broker.declare(&queue).await.unwrap();
+    assert!(place.queue_url("orders.fifo").await.ends_with("orders.fifo"));
+    assert_eq!(broker.capabilities(&queue).group, Support::Native(()));
+    let mut tasks: Vec<_> = (0..6).map(|n| Sample::new(n).envelope()).collect();
+    for (n, task) in tasks.iter_mut().enumerate() {
+        task.group = Some(if n % 2 == 0 { "even" } else { "odd" }.into());
+    }
+    send(&*broker, &queue, &tasks).await.unwrap();
+    send(&*broker, &queue, &tasks[..1]).await.unwrap();
+    let mut consumer = consumer(&*broker, &queue).await;
+    let (settler, mut expected) = (consumer.settler(), [0, 1]);
+    for round in 0..4 {
+        let (first, second) = (one(&mut *consumer).await, one(&mut *consumer).await);
+        assert!(reserve(&mut *consumer, 10, QUIET).await.is_empty(), "two tasks of one group at a time");
+        let mut got = [&first, &second].map(|delivery| Sample::number(delivery).unwrap());
+        got.sort_unstable();
+        assert_eq!(got, expected);
+        for delivery in [first, second] {
+            // In the first round both are given back, and come again before those behind them.
+            let release = Settlement::Release(incoming(&delivery).unchanged(Duration::ZERO));
+            settle(&*settler, &delivery, if round == 0 { release } else { Settlement::Done }).await.unwrap();
+        }
+        expected = expected.map(|n| if round == 0 { n } else { n + 2 });
+    }
+    assert!(reserve(&mut *consumer, 10, QUIET).await.is_empty(), "a repeated id is one task");
+}
+
+/// A retry on a FIFO queue waits for its delay, which SQS does not know there, and stays in its group.
+#[tokio::test]
+async fn a_fifo_queue_delays_retries() {
+    let (place, queue) = (Place::new().await, queue("orders"));
+    let mut options = place.options();
+    options.queues.insert(queue.clone(), [("fifo", true)].into_iter().collect());
+    let broker = anyqueue_sqs::DRIVER.open(options).await.unwrap();
+    let mut task = Sample::new(1).envelope();
+    task.group = Some("one group".into());
+    send(&*broker, &queue, &[task]).await.unwrap();
+    let mut consumer = consumer(&*broker, &queue).await;
+    let first = one(&mut *consumer).await;
+    let (delay, before) = (Duration::from_secs(2), millis());
+    settle(&*consumer.settler(), &first, Settlement::Retry(incoming(&first).failed(delay))).await.unwrap();
+    let again = one(&mut *consumer).await;
+    assert!(millis() - before >= 2000, "after {} ms", millis() - before);
+    assert_eq!((incoming(&again).wire.failed, again.native.redeliveries.value()), (1, Some(0)));
+}
+
+/// A band that is missing is an error of its own where nothing may be created, and other queues are not touched by it.
+#[tokio::test]
+async fn a_missing_band_is_named() {
+    let (place, queue) = (Place::new().await, queue("half"));
+    place.raw.create_queue().queue_name("half").send().await.unwrap();
+    let mut options = place.options();
+    options.create = Create::Never;
+    options.queues.insert(queue.clone(), Default::default());
+    let broker = anyqueue_sqs::DRIVER.open(options).await.unwrap();
+    let error = broker.declare(&queue).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(chain(&error).contains("`half__p512`") && chain(&error).contains("queue-runner init"), "{}", chain(&error));
+    let findings = broker.diagnose().await.unwrap();
+    assert!(findings.iter().any(|finding| finding.text.contains("queue-runner init")), "{findings:?}");
+}
+
+/// Workers take whole bands: another range is refused, naming the edges.
+#[tokio::test]
+async fn a_range_within_a_band_is_refused() {
+    let (place, queue) = (Place::new().await, queue("ranges"));
+    let broker = place.connect().await;
+    for (range, whole) in [(0..=512, true), (513..=u32::MAX, true), (0..=511, false), (1..=512, false), (600..=700, false)] {
+        let options = ConsumeOptions { priorities: range.clone(), ..ConsumeOptions::default() };
+        match broker.consume(&queue, options).await {
+            Ok(_) => assert!(whole, "{range:?}"),
+            Err(e) => assert!(!whole && e.kind() == ErrorKind::Unsupported && e.to_string().contains("512, 1024"), "{e}"),
+        }
+    }
+}
+
+/// Of fifty queues that are watched, forty-nine are empty: the busy one's tasks come as if it were alone.
+#[tokio::test]
+async fn an_empty_queue_delays_no_other() {
+    let place = Place::new().await;
+    let url = format!("{}?bands=1", place.url());
+    let options = anyqueue_core::ConnectOptions::new(&url, std::sync::Arc::new(anyqueue_testkit::SystemClock)).unwrap();
+    let broker = anyqueue_sqs::DRIVER.open(options).await.unwrap();
+    let names: Vec<_> = (0..50).map(|n| queue(&format!("many-{n}"))).collect();
+    join_all(names.iter().map(|name| broker.declare(name))).await.into_iter().for_each(|declared| drop(declared.unwrap()));
+    let mut empty = Vec::new();
+    for name in &names[1..] {
+        empty.push(consumer(&*broker, name).await);
+    }
+    let mut busy = consumer(&*broker, &names[0]).await;
+    let waiting = join_all(empty.iter_mut().map(|consumer| consumer.reserve(NonZeroUsize::MIN, SOON)));
+    let work = async {
+        for number in 0..20 {
+            let began = Instant::now();
+            send(&*broker, &names[0], &[Sample::new(number).envelope()]).await.unwrap();
+            let task = one(&mut *busy).await;
+            settle(&*busy.settler(), &task, Settlement::Done).await.unwrap();
+            // Had it waited for one empty queue only, it would have taken as long as that waits: 20 s.
+            assert!(began.elapsed() < SOON / 2, "task {number} took {:?}", began.elapsed());
+        }
+    };
+    tokio::select! {
+        _ = waiting => panic!("fifty waits ended before twenty tasks were done"),
+        () = work => {}
+    }
+}
+
+/// A held task outlives the time after which SQS deletes messages, and stays in its place in the list.
+#[tokio::test]
+async fn a_held_task_outlives_the_retention_of_sqs() {
+    let (place, queue) = (Place::new().await, queue("parked"));
+    let shortest = (QueueAttributeName::MessageRetentionPeriod, "60");
+    place.raw.create_queue().queue_name("parked__held").attributes(shortest.0, shortest.1).send().await.unwrap();
+    let broker = place.connect().await;
+    let drift = broker.declare(&queue).await.unwrap().drift;
+    assert!(drift.iter().any(|drift| drift.what.contains("`parked__held`") && drift.found == "60"), "{drift:?}");
+    send(&*broker, &queue, &Sample::many(2)).await.unwrap();
+    let mut consumer = consumer(&*broker, &queue).await;
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let task = one(&mut *consumer).await;
+        let next = incoming(&task).held("look", false, SystemTime::now());
+        ids.push(next.id);
+        settle(&*consumer.settler(), &task, Settlement::Hold(next, "look".into())).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(75)).await;
+    let held = broker.admin().held(&queue, None, 10).await.unwrap().tasks;
+    let listed: Vec<_> =
+        held.iter().map(|task| anyqueue_core::Incoming::peeked(task, "default", "parked", Default::default()).id).collect();
+    assert_eq!(listed, ids);
+}

@@ -1,0 +1,105 @@
+//! The least on SQS: the bare SDK, ten messages a request, as many requests under way as the adapter has.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use anyqueue_testkit::{Process, servers::sqs};
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region, StalledStreamProtectionConfig};
+use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry, SendMessageBatchRequestEntry};
+
+use crate::load::{Payload, Raw, rate, text};
+
+/// The adapter's `requests`.
+const UNDER_WAY: usize = 16;
+const BATCH: usize = 10;
+
+/// A server that speaks SQS's protocol, with its messages in memory: the fastest there is, and the ceiling all the same.
+pub(crate) async fn start() -> Process {
+    sqs::start(sqs::fauxqs(false)).await.expect("`.ci/install` installs it")
+}
+
+pub(crate) struct RawSqs {
+    client: Client,
+    url: String,
+}
+
+impl RawSqs {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        let settings = aws_sdk_sqs::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("us-east-1"))
+            .credentials_provider(Credentials::new("a", "b", None, None, "bench"))
+            .endpoint_url(format!("http://{address}"))
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .http_client(aws_smithy_http_client::Builder::new().build_http());
+        let client = Client::from_conf(settings.build());
+        let made = client.create_queue().queue_name("raw").send().await.expect("creates");
+        Self { client, url: made.queue_url.expect("a URL") }
+    }
+
+    async fn send(client: Client, url: String, batches: usize) {
+        for batch in 0..batches {
+            let entry = |n: usize| {
+                let entry = SendMessageBatchRequestEntry::builder().id(n.to_string());
+                entry.message_body(text((batch * BATCH + n) as u64)).build().expect("an entry")
+            };
+            let request = client.send_message_batch().queue_url(&url).set_entries(Some((0..BATCH).map(entry).collect()));
+            assert!(request.send().await.expect("sends").failed.is_empty());
+        }
+    }
+
+    async fn work(client: Client, url: String) -> usize {
+        let mut count = 0;
+        loop {
+            let received = client.receive_message().queue_url(&url).max_number_of_messages(BATCH as i32).visibility_timeout(60);
+            let messages = received.send().await.expect("receives").messages.unwrap_or_default();
+            if messages.is_empty() {
+                return count;
+            }
+            count += messages.len();
+            let entry = |(n, message): (usize, &aws_sdk_sqs::types::Message)| {
+                drop(serde_json::from_str::<Payload>(message.body().expect("a body")).expect("a payload"));
+                let entry = DeleteMessageBatchRequestEntry::builder().id(n.to_string());
+                entry.receipt_handle(message.receipt_handle().expect("a handle")).build().expect("an entry")
+            };
+            let entries = messages.iter().enumerate().map(entry).collect();
+            let request = client.delete_message_batch().queue_url(&url).set_entries(Some(entries));
+            assert!(request.send().await.expect("deletes").failed.is_empty());
+        }
+    }
+
+    async fn drain(&self) -> usize {
+        let workers: Vec<_> = (0..UNDER_WAY).map(|_| tokio::spawn(Self::work(self.client.clone(), self.url.clone()))).collect();
+        let mut count = 0;
+        for worker in workers {
+            count += worker.await.expect("no panic");
+        }
+        count
+    }
+}
+
+impl Raw for RawSqs {
+    async fn one_by_one(&mut self, tasks: usize) -> f64 {
+        let start = Instant::now();
+        for id in 0..tasks {
+            let request = self.client.send_message().queue_url(&self.url).message_body(text(id as u64));
+            request.send().await.expect("sends");
+        }
+        let rate = rate(tasks, start.elapsed());
+        self.drain().await;
+        rate
+    }
+
+    async fn many(&mut self, tasks: usize) -> [f64; 2] {
+        let (start, each) = (Instant::now(), tasks / BATCH / UNDER_WAY);
+        let sending = (0..UNDER_WAY).map(|_| tokio::spawn(Self::send(self.client.clone(), self.url.clone(), each)));
+        for sender in sending.collect::<Vec<_>>() {
+            sender.await.expect("no panic");
+        }
+        let sent = rate(each * BATCH * UNDER_WAY, start.elapsed());
+        let start = Instant::now();
+        let count = self.drain().await;
+        [sent, rate(count, start.elapsed())]
+    }
+}
