@@ -27,9 +27,11 @@ pub(super) async fn c05_delay_bounds(rig: &Rig) -> Outcome {
     assert!(take(&mut *consumer, 1, Duration::from_millis(300)).await?.is_empty(), "a delay of five years was over at once");
     if capabilities.peek.works() {
         let delayed = broker.admin().peek(&queue, State::Delayed, 5).await?;
-        assert_eq!(delayed.len(), 1);
-        let left = delayed[0].remaining.unwrap_or(MAX_DELAY);
-        assert!(left + Duration::from_secs(60) > MAX_DELAY && left <= MAX_DELAY + Duration::from_secs(1), "{left:?} are left");
+        // An emulated peek may be unable to show what is not due.
+        assert!(delayed.len() == 1 || (delayed.is_empty() && capabilities.peek.caveat().is_some()), "one task is delayed");
+        for left in delayed.iter().map(|task| task.remaining.unwrap_or(MAX_DELAY)) {
+            assert!(left + Duration::from_secs(60) > MAX_DELAY && left <= MAX_DELAY + Duration::from_secs(1), "{left:?} are left");
+        }
     }
     broker.admin().purge(&queue, &[State::Delayed]).await?;
     passed()
