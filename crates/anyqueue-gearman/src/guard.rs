@@ -117,7 +117,10 @@ pub(crate) async fn sweep(mut swept: mpsc::UnboundedReceiver<Sweep>) {
                 tracing::debug!(error = anyqueue_core::chain(&e), "guards were not cancelled; they are dropped when they are due");
             }
         }
-        flushes.into_iter().for_each(|tell| drop(tell.send(())));
+        for tell in flushes {
+            // Whoever closes may have stopped waiting.
+            let _gone = tell.send(());
+        }
     }
 }
 

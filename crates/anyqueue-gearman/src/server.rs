@@ -89,11 +89,6 @@ impl Server {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it answered when it was tried last.
-    pub(crate) fn is_up(&self) -> bool {
-        self.state().alone_until.is_none()
-    }
-
     pub(crate) fn version(&self) -> Option<String> {
         self.state().version.clone()
     }
