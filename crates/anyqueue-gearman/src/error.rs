@@ -25,7 +25,7 @@ fn refused(code: &str, text: &str, request: &'static str) -> Error {
         return Error::new(ErrorKind::Full, format!("the job server cannot store the job; see its log {said}"));
     }
     if code.contains("TOO_LARGE") {
-        return Error::invalid(format!("a unique key has at most 64 bytes {said}"));
+        return Error::invalid(format!("a unique key has at most 63 bytes {said}"));
     }
     Error::new(ErrorKind::Protocol, format!("the job server refused {said}"))
 }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::hub::{Hub, Queue};
 use crate::lease::Guard;
-use crate::names::guards;
+use crate::names::{MAX_UNIQUE, guards};
 use crate::packet::{Job, Reply, status, submit_at};
 use crate::server::{Server, Session};
 
@@ -41,9 +41,9 @@ pub(crate) fn unwrap(data: &Bytes) -> Option<(String, Bytes)> {
     Some((unique, data.slice(end + 1..)))
 }
 
-/// Whether a job can be found again by its unique id: one without, or with `-`, cannot.
+/// Whether a job can be found again by its unique id: one without, with `-`, or with one that is cut off, cannot.
 pub(crate) fn can_be_guarded(job: &Job) -> bool {
-    !matches!(job.unique.as_str(), "" | "-")
+    !matches!(job.unique.as_str(), "" | "-") && job.unique.len() <= MAX_UNIQUE
 }
 
 impl Hub {

@@ -300,20 +300,13 @@ impl Inner {
         let silence = state.moved.elapsed();
         match state.due.front() {
             Some(_) if silence > self.patience => Err(error::silent(&self.server, silence.as_secs())),
-            // gearmand 1.1 now and then forgets a connection on which several threads of it were busy, until more comes.
-            Some(_) if silence > QUIET => self.greet(&mut state),
             None if silence > QUIET => {
+                GearmanCodec::new().encode(echo(), &mut state.out).map_err(|e| error::malformed(e, &self.server))?;
+                state.due.push_back(Due { left: 1, got: Answered::default(), tell: None });
                 state.moved = Instant::now();
-                self.greet(&mut state)
+                self.flush(&mut state).map_err(|e| error::io(e, &self.server))
             }
             _ => Ok(()),
         }
-    }
-
-    /// Sends an echo whose answer nobody waits for.
-    fn greet(&self, state: &mut State) -> Result<()> {
-        GearmanCodec::new().encode(echo(), &mut state.out).map_err(|e| error::malformed(e, &self.server))?;
-        state.due.push_back(Due { left: 1, got: Answered::default(), tell: None });
-        self.flush(state).map_err(|e| error::io(e, &self.server))
     }
 }

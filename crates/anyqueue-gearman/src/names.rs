@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use anyqueue_core::{QueueName, TaskId, steps_up};
 
-/// The longest unique id that a job server takes, in bytes.
-pub(crate) const MAX_UNIQUE: usize = 64;
+/// The longest unique id that can be used, in bytes. gearmand takes 64, cuts the last one off, and does not answer at all
+/// to a question about 64.
+pub(crate) const MAX_UNIQUE: usize = 63;
 
 /// The data of a job that is submitted to learn the handle of the one that has its unique id. It is never worked.
 pub(crate) const PROBE: &[u8] = b"anyqueue probe: cancelled at once";
@@ -75,12 +76,12 @@ impl Functions {
 
     /// The unique id of the mark that the queue exists.
     pub(crate) fn mark_id(&self) -> String {
-        format!(";q:{}", self.ready)
+        format!("q;{}", self.ready)
     }
 
     /// The unique ids that the mark of a pause may have: a new one is there before the old one is removed.
     pub(crate) fn pause_ids(&self) -> [String; 2] {
-        [format!(";p0:{}", self.ready), format!(";p1:{}", self.ready)]
+        [format!("p0;{}", self.ready), format!("p1;{}", self.ready)]
     }
 
     /// Whether a unique id was made for a job of this queue.
@@ -247,6 +248,8 @@ mod tests {
         for foreign in ["", "-", "a", &id.to_string(), &format!("{id}.x"), &format!("{id}.rnabcde.0.0"), "ü".repeat(32).as_str()] {
             assert_eq!(Unique::read(foreign), None, "{foreign}");
         }
+        let long = functions(&"x".repeat(QueueName::MAX));
+        assert!(long.pause_ids().iter().all(|id| id.len() <= MAX_UNIQUE) && long.mark_id().len() <= MAX_UNIQUE);
         let [first, second] = guards(&functions("a"), "theirs");
         assert!(first != second && first.len() <= MAX_UNIQUE);
         assert_ne!(guards(&functions("b"), "theirs")[0], first);
