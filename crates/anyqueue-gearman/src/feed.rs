@@ -24,6 +24,8 @@ struct State {
     /// Of each server: the call for which it was looked at last, and what went wrong.
     looked: Vec<(u64, Option<Error>)>,
     closed: Option<Error>,
+    /// Lines that have tasks which are not here yet.
+    bringing: usize,
 }
 
 /// The meeting place of a consumer and the lines that fetch for it.
@@ -47,7 +49,7 @@ pub(crate) enum Looks {
 impl Feed {
     pub(crate) fn new(queue: Arc<Queue>, ttr: Duration, servers: usize) -> Self {
         let looked = (0..servers).map(|_| (0, None)).collect();
-        let state = State { ready: VecDeque::new(), wanted: 0, looked, closed: None };
+        let state = State { ready: VecDeque::new(), wanted: 0, looked, closed: None, bringing: 0 };
         Self { queue, ttr, bell: Notify::new(), stage: watch::Sender::default(), state: Mutex::new(state) }
     }
 
@@ -90,6 +92,12 @@ impl Feed {
         part
     }
 
+    /// Says that a line has tasks, and will bring them: whoever waits may wait a little longer.
+    pub(crate) fn bring(&self) -> Bringing<'_> {
+        self.state().bringing += 1;
+        Bringing(self)
+    }
+
     /// Notes a look. What nobody takes any more is returned.
     pub(crate) fn end_look(&self, place: usize, round: u64, unused: usize, found: Result<Vec<Delivery>>) -> Vec<Delivery> {
         let stage = *self.stage.borrow();
@@ -117,7 +125,7 @@ impl Feed {
     /// How far the looks of a call have come. An error only if no server could be asked.
     pub(crate) fn looks(&self, round: u64) -> Looks {
         let state = self.state();
-        if state.looked.iter().any(|(looked, _)| *looked < round) {
+        if state.bringing > 0 || state.looked.iter().any(|(looked, _)| *looked < round) {
             return Looks::UnderWay;
         }
         match state.looked.iter().map(|(_, e)| e.as_ref()).collect::<Option<Vec<&Error>>>() {
@@ -134,6 +142,15 @@ impl Feed {
         self.stage.send_modify(|stage| stage.closed = true);
         self.bell.notify_one();
         left
+    }
+}
+
+/// Tasks on their way from a line.
+pub(crate) struct Bringing<'a>(&'a Feed);
+
+impl Drop for Bringing<'_> {
+    fn drop(&mut self) {
+        self.0.state().bringing -= 1;
     }
 }
 

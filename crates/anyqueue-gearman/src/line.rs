@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyqueue_core::{Delivery, Figure, Moment, NativeFacts, Result};
 
 use crate::config::Keeping;
-use crate::feed::Feed;
+use crate::feed::{Bringing, Feed};
 use crate::hub::Hub;
 use crate::lease::{Guard, Lease};
 use crate::link::Link;
@@ -53,8 +53,8 @@ impl Line {
         loop {
             let Ok(now) = stage.wait_for(|stage| stage.waiting || stage.closed).await.map(|stage| *stage) else { return };
             let Some(hub) = self.hub.upgrade().filter(|_| !now.closed) else { return };
-            let most = self.feed.claim(self.server.place, now.round);
-            let found = self.look(&hub, most).await;
+            let (feed, most) = (self.feed.clone(), self.feed.claim(self.server.place, now.round));
+            let (found, bringing) = self.look(&hub, &feed, most).await.map_or_else(|e| (Err(e), None), |(f, b)| (Ok(f), b));
             let (wait, found) = match found {
                 Ok(Found::Tasks(tasks)) => (Duration::ZERO, Ok(tasks)),
                 Ok(Found::Nothing) => (LOOK_AGAIN, Ok(Vec::new())),
@@ -63,7 +63,8 @@ impl Line {
             };
             let (asleep, came) = (wait == LOOK_AGAIN, wait == Duration::ZERO);
             let unused = most - found.as_ref().map_or(0, Vec::len).min(most);
-            let refused = self.feed.end_look(self.server.place, now.round, unused, found);
+            let refused = feed.end_look(self.server.place, now.round, unused, found);
+            drop(bringing);
             if !refused.is_empty() {
                 hub.take_back(refused).await;
             }
@@ -93,10 +94,10 @@ impl Line {
         Ok(link)
     }
 
-    async fn look(&mut self, hub: &Arc<Hub>, most: usize) -> Result<Found> {
+    async fn look<'f>(&mut self, hub: &Arc<Hub>, feed: &'f Feed, most: usize) -> Result<(Found, Option<Bringing<'f>>)> {
         let link = self.link().await?;
         if hub.is_paused(&self.server, &self.feed.queue).await? {
-            return Ok(Found::Paused);
+            return Ok((Found::Paused, None));
         }
         link.hush();
         let (asked, count) = (hub.clock.now(), most.min((self.found * 2).clamp(4, MOST)));
@@ -109,9 +110,10 @@ impl Line {
         }
         if jobs.is_empty() {
             link.submit(vec![sleep()])?;
-            return Ok(Found::Nothing);
+            return Ok((Found::Nothing, None));
         }
-        Ok(Found::Tasks(self.reserve(hub, &link, jobs, asked).await?))
+        let bringing = feed.bring();
+        Ok((Found::Tasks(self.reserve(hub, &link, jobs, asked).await?), Some(bringing)))
     }
 
     /// Makes jobs that the server gave us reservations.

@@ -20,6 +20,10 @@ const OPTIONAL: &[(&str, &[&str], Option<&Driver>)] = &[
     ("redis", anyqueue_redis::DRIVER.schemes, Some(&anyqueue_redis::DRIVER)),
     #[cfg(not(feature = "redis"))]
     ("redis", &["redis", "rediss"], None),
+    #[cfg(feature = "gearman")]
+    ("gearman", anyqueue_gearman::DRIVER.schemes, Some(&anyqueue_gearman::DRIVER)),
+    #[cfg(not(feature = "gearman"))]
+    ("gearman", &["gearman", "gearmand"], None),
 ];
 
 /// The drivers that brokers are chosen from.

@@ -244,9 +244,10 @@ fn the_more_exact_route_is_tried_first() {
 }
 
 /// Servers and their samples.
-const OWN: [(&str, &str); 2] = [
+const OWN: [(&str, &str); 3] = [
     ("beanstalkd", include_str!("../../../../config/queue.beanstalkd.toml")),
     ("redis", include_str!("../../../../config/queue.redis.toml")),
+    ("gearman", include_str!("../../../../config/queue.gearman.toml")),
 ];
 
 #[test]
