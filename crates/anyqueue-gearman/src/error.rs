@@ -43,7 +43,8 @@ fn word(reply: &Reply) -> &'static str {
 
 /// A broken connection.
 pub(crate) fn io(error: io::Error, server: &str) -> Error {
-    Error::unavailable(format!("the connection to the job server at {server} is broken; the next call connects anew")).because(error)
+    Error::unavailable(format!("the connection to the job server at {server} is broken; the next call connects anew"))
+        .because(error)
 }
 
 /// A job server that cannot be reached.
@@ -62,7 +63,9 @@ pub(crate) fn admin(error: GearmanError, server: &str) -> Error {
     match error {
         GearmanError::Io(e) => io(e, server),
         GearmanError::ConnectionClosed => io(io::ErrorKind::UnexpectedEof.into(), server),
-        other => Error::new(ErrorKind::Protocol, format!("the job server at {server} did not understand a question")).because(other),
+        other => {
+            Error::new(ErrorKind::Protocol, format!("the job server at {server} did not understand a question")).because(other)
+        }
     }
 }
 

@@ -114,7 +114,10 @@ pub(crate) async fn sweep(mut swept: mpsc::UnboundedReceiver<Sweep>) {
         }
         for cancelled in join_all(sessions.iter().map(|(session, handles)| session.cancel(handles))).await {
             if let Err(e) = cancelled {
-                tracing::debug!(error = anyqueue_core::chain(&e), "guards were not cancelled; they are dropped when they are due");
+                tracing::debug!(
+                    error = anyqueue_core::chain(&e),
+                    "guards were not cancelled; they are dropped when they are due"
+                );
             }
         }
         for tell in flushes {

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyqueue_core::time::{MAX_TTR, check_delay, check_ttr};
-use anyqueue_core::{Clock, Defaults, Envelope, Error, Incoming, Moment, NativeFacts, Peeked, QueueName, Result, State, steps_up};
+use anyqueue_core::{
+    Clock, Defaults, Envelope, Error, Incoming, Moment, NativeFacts, Peeked, QueueName, Result, State, steps_up,
+};
 use bytes::Bytes;
 use gearman::protocol::Packet;
 use tokio::runtime::Handle;

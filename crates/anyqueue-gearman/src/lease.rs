@@ -53,9 +53,9 @@ impl Leases {
     }
 
     fn holds(&self, receipt: &Receipt, now: Moment) -> bool {
-        self.by_tag.get(&receipt.tag).is_some_and(|lease| {
-            lease.link.number == receipt.epoch && now < lease.deadline && !lease.link.is_dead()
-        })
+        self.by_tag
+            .get(&receipt.tag)
+            .is_some_and(|lease| lease.link.number == receipt.epoch && now < lease.deadline && !lease.link.is_dead())
     }
 
     /// Ends a reservation, if it still holds.

@@ -72,7 +72,10 @@ const COPY: &str = "a new job is submitted and then the old one ended: a crash i
 
 pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     priority: Support::Native(Levels::Bands(GEARMAN_BANDS)),
-    priority_ranges: Support::Needs((), "a broker with more than three levels: a job server gives what is most urgent to anybody"),
+    priority_ranges: Support::Needs(
+        (),
+        "a broker with more than three levels: a job server gives what is most urgent to anybody",
+    ),
     delay: Support::Emulated(
         Bounds { max: MAX_DELAY, step: STEP },
         "workers look once a second for what is due; while none runs, nothing is moved",
@@ -83,7 +86,10 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     ),
     touch: Support::Emulated(None, "kept by the worker's clock and noted with the task"),
     retry: Support::Emulated((), COPY),
-    release: Support::Emulated((), "a new job is submitted and then the old one ended: the task goes behind the others of its level"),
+    release: Support::Emulated(
+        (),
+        "a new job is submitted and then the old one ended: the task goes behind the others of its level",
+    ),
     hold: Support::Emulated((), "held tasks are in the function `<queue>;held`; a crash while one moves there makes a duplicate"),
     delete_held: Support::Emulated((), "all held tasks are reserved for a moment to find the one"),
     delete_waiting: Support::Emulated((), "found in the list of all jobs of the server; only tasks that anyqueue has sent"),

@@ -121,8 +121,7 @@ impl Line {
         let (queue, ttr) = (&self.feed.queue, self.feed.ttr);
         let uniques: Vec<Unique> = jobs.iter().map(|job| hub.unique(queue, &job.unique, &job.data, ttr)).collect();
         let jobs: Vec<(Job, Moment)> = jobs.into_iter().zip(&uniques).map(|(job, unique)| (job, asked + unique.ttr)).collect();
-        let mut notes: Vec<_> =
-            jobs.iter().map(|(job, until)| lease(&job.handle, lease_number(hub.second_of(*until)))).collect();
+        let mut notes: Vec<_> = jobs.iter().map(|(job, until)| lease(&job.handle, lease_number(hub.second_of(*until)))).collect();
         notes.push(echo());
         link.submit(notes)?;
         let guarded = match queue.settings.keeping {
@@ -136,9 +135,11 @@ impl Line {
                 }
             },
         };
-        let deliveries = jobs.into_iter().zip(uniques).zip(guarded).map(|(((job, until), unique), (guard, met))| {
-            self.deliver(hub, link, job, unique, until, guard, met)
-        });
+        let deliveries = jobs
+            .into_iter()
+            .zip(uniques)
+            .zip(guarded)
+            .map(|(((job, until), unique), (guard, met))| self.deliver(hub, link, job, unique, until, guard, met));
         let deliveries = deliveries.collect();
         hub.leased.notify_one();
         Ok(deliveries)

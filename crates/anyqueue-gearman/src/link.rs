@@ -82,13 +82,7 @@ struct Due {
 
 impl Link {
     /// Takes over a connected stream. `trips` counts the requests that are answered.
-    pub(crate) fn new(
-        runtime: &Handle,
-        server: String,
-        stream: TcpStream,
-        patience: Duration,
-        trips: Arc<AtomicU64>,
-    ) -> Self {
+    pub(crate) fn new(runtime: &Handle, server: String, stream: TcpStream, patience: Duration, trips: Arc<AtomicU64>) -> Self {
         static NUMBERS: AtomicU64 = AtomicU64::new(1);
         let state = State { out: BytesMut::new(), due: VecDeque::new(), moved: Instant::now(), dead: None };
         let (input, output) = stream.into_split();

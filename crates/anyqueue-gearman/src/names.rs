@@ -245,7 +245,8 @@ mod tests {
     #[test]
     fn what_others_call_their_jobs_is_not_read_as_ours() {
         let id = TaskId::new(SystemTime::now());
-        for foreign in ["", "-", "a", &id.to_string(), &format!("{id}.x"), &format!("{id}.rnabcde.0.0"), "ü".repeat(32).as_str()] {
+        for foreign in ["", "-", "a", &id.to_string(), &format!("{id}.x"), &format!("{id}.rnabcde.0.0"), "ü".repeat(32).as_str()]
+        {
             assert_eq!(Unique::read(foreign), None, "{foreign}");
         }
         let long = functions(&"x".repeat(QueueName::MAX));

@@ -124,9 +124,7 @@ pub(crate) fn read(packet: Packet) -> Option<Word> {
             Reply::Assigned(Job { handle: owned(0)?, function: owned(1)?, unique: owned(2)?, data: packet.arg(3)?.clone() })
         }
         PacketType::NoJob => Reply::NoJob,
-        PacketType::StatusResUnique => {
-            Reply::Status(Status { known: number(1) == 1, running: number(2) == 1, until: number(3) })
-        }
+        PacketType::StatusResUnique => Reply::Status(Status { known: number(1) == 1, running: number(2) == 1, until: number(3) }),
         PacketType::EchoRes => Reply::Echo,
         PacketType::Error => {
             let (code, text) = (owned(0)?, owned(1)?);

@@ -173,5 +173,7 @@ impl Hub {
 fn place(after: Option<&str>) -> Result<(usize, u64)> {
     let Some(text) = after else { return Ok((0, 0)) };
     let parts = text.split_once('/').and_then(|(server, made)| Some((server.parse().ok()?, made.parse().ok()?)));
-    parts.ok_or_else(|| anyqueue_core::Error::invalid(format!("`{text}` is no place in the list of held tasks; begin without one")))
+    parts.ok_or_else(|| {
+        anyqueue_core::Error::invalid(format!("`{text}` is no place in the list of held tasks; begin without one"))
+    })
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyqueue_core::{
-    Broker, ConnectOptions, ConsumeOptions, Consumer, Defaults, Delivery, Envelope, Incoming, QueueName, Receipt, Result, Settlement,
-    Settler,
+    Broker, ConnectOptions, ConsumeOptions, Consumer, Defaults, Delivery, Envelope, Incoming, QueueName, Receipt, Result,
+    Settlement, Settler,
 };
 use anyqueue_testkit::SystemClock;
 

@@ -30,7 +30,10 @@ pub(super) async fn c05_delay_bounds(rig: &Rig) -> Outcome {
         // An emulated peek may be unable to show what is not due.
         assert!(delayed.len() == 1 || (delayed.is_empty() && capabilities.peek.caveat().is_some()), "one task is delayed");
         for left in delayed.iter().map(|task| task.remaining.unwrap_or(MAX_DELAY)) {
-            assert!(left + Duration::from_secs(60) > MAX_DELAY && left <= MAX_DELAY + Duration::from_secs(1), "{left:?} are left");
+            assert!(
+                left + Duration::from_secs(60) > MAX_DELAY && left <= MAX_DELAY + Duration::from_secs(1),
+                "{left:?} are left"
+            );
         }
     }
     broker.admin().purge(&queue, &[State::Delayed]).await?;
