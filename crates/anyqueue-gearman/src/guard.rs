@@ -102,7 +102,8 @@ pub(crate) enum Sweep {
 pub(crate) async fn sweep(mut swept: mpsc::UnboundedReceiver<Sweep>) {
     let mut items = Vec::new();
     while swept.recv_many(&mut items, 64).await > 0 {
-        let (mut sessions, mut flushes): (Vec<(Arc<Session>, Vec<String>)>, Vec<_>) = (Vec::new(), Vec::new());
+        let mut sessions: Vec<(Arc<Session>, Vec<String>)> = Vec::new();
+        let mut flushes = Vec::new();
         for item in items.drain(..) {
             match item {
                 Sweep::Flush(tell) => flushes.push(tell),
