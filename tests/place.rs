@@ -31,10 +31,7 @@ impl Place {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let place = Self { queue: format!("q{}-{number}", std::process::id()), ..Self::bare() };
-        let url = match std::env::var(BROKER).ok().filter(|url| !url.is_empty() && url != "sqlite") {
-            Some(url) => url,
-            None => format!("sqlite:{}", place.path("queue.db").display()),
-        };
+        let url = broker().unwrap_or_else(|| format!("sqlite:{}", place.path("queue.db").display()));
         let text = format!("[brokers.default]\nurl = {url:?}\n[queues.QUEUE]\n{keys}\n{rest}\n");
         place.write("queue.toml", &text.replace("QUEUE", &place.queue));
         place
@@ -133,6 +130,18 @@ impl Place {
         until(what, || self.journal().into_iter().find(&fits))
     }
 
+    /// The event, if the journal has it before the time is over.
+    pub(crate) fn have_within(&self, time: Duration, fits: impl Fn(&Event) -> bool) -> Option<Event> {
+        let deadline = Instant::now() + time;
+        loop {
+            let found = self.journal().into_iter().find(&fits);
+            if found.is_some() || Instant::now() > deadline {
+                return found;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Waits until a file is there and has something in it.
     pub(crate) fn wait_for_file(&self, name: &str) -> String {
         until(name, || Some(self.read(name)).filter(|text| !text.is_empty()))
@@ -171,6 +180,11 @@ impl Event {
         let (n, attempt, pid) = (n.parse().unwrap(), attempt.parse().unwrap(), pid.parse().unwrap());
         Self { what: what.into(), n, id: id.into(), attempt, pid }
     }
+}
+
+/// The URL of the broker that all tests go to; without one each has a file of its own.
+pub(crate) fn broker() -> Option<String> {
+    std::env::var(BROKER).ok().filter(|url| !url.is_empty() && url != "sqlite")
 }
 
 /// Looks again and again until something is there.

@@ -13,7 +13,6 @@ use crate::link::Link;
 use crate::request::Request;
 use crate::server::Server;
 use crate::settle::BeanstalkdSettler;
-use crate::tubes::Tubes;
 use crate::wire::{Command, JobStats, Reply};
 
 /// How long a wait lasts before servers that were down are looked at again.
@@ -29,15 +28,14 @@ const WORTH_HALVING: usize = 32;
 #[derive(Debug)]
 pub(crate) struct BeanstalkdConsumer {
     hub: Arc<Hub>,
-    tubes: Arc<Tubes>,
     feed: Arc<Feed>,
 }
 
 impl BeanstalkdConsumer {
-    pub(crate) fn new(hub: Arc<Hub>, tubes: Arc<Tubes>, feed: Feed) -> Self {
+    pub(crate) fn new(hub: Arc<Hub>, feed: Feed) -> Self {
         let feed = Arc::new(feed);
         hub.add_feed(feed.clone());
-        Self { hub, tubes, feed }
+        Self { hub, feed }
     }
 
     /// Looks once. False if a look was under way already: it may have begun too early to see everything.
@@ -45,11 +43,8 @@ impl BeanstalkdConsumer {
         let looks = self.feed.looks();
         let begun = self.feed.begin_look(max);
         if let Some(asked) = begun {
-            let (hub, feed, tubes) = (self.hub.clone(), self.feed.clone(), self.tubes.clone());
+            let (hub, feed) = (self.hub.clone(), self.feed.clone());
             self.hub.runtime.spawn(async move {
-                if feed.must_look_for_pause(hub.clock.now()) {
-                    hub.enforce_pause(&tubes).await;
-                }
                 let result = fetch(&hub, &feed, asked).await;
                 feed.end_look(asked, result);
             });
@@ -140,11 +135,11 @@ impl Drop for Waiting<'_> {
 #[async_trait]
 impl Consumer for BeanstalkdConsumer {
     async fn reserve(&mut self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
-        self.reserve_some(max.get(), wait).await.map_err(|e| e.during("reserve").with("queue", &self.feed.queue))
+        self.reserve_some(max.get(), wait).await.map_err(|e| e.during("reserve").with("queue", &self.feed.source.queue))
     }
 
     fn settler(&self) -> Arc<dyn Settler> {
-        Arc::new(BeanstalkdSettler::new(self.hub.clone(), self.tubes.clone()))
+        Arc::new(BeanstalkdSettler::new(self.hub.clone(), self.feed.source.clone()))
     }
 
     async fn close(self: Box<Self>) -> Result<()> {
@@ -182,6 +177,7 @@ async fn fetch(hub: &Arc<Hub>, feed: &Feed, asked: usize) -> Result<usize> {
 
 async fn fetch_from(hub: &Arc<Hub>, server: &Arc<Server>, feed: &Feed, asked: usize) -> Result<usize> {
     let busy = server.fetching().await?;
+    hub.hear(std::slice::from_ref(&feed.source)).await;
     // While the figures of one part are on their way the server reserves the other one: it is never idle.
     let second = if asked >= WORTH_HALVING { asked / 2 } else { 0 };
     let (first, second) = tokio::join!(
@@ -198,10 +194,20 @@ async fn fetch_from(hub: &Arc<Hub>, server: &Arc<Server>, feed: &Feed, asked: us
 }
 
 async fn fetch_part(hub: &Hub, server: &Server, link: &Link, feed: &Feed, asked: usize) -> Result<Vec<Delivery>> {
-    let request = Request::all((0..asked).map(|_| Command::ReserveWithTimeout(0))).watching(feed.tubes.clone());
+    if asked == 0 {
+        return Ok(Vec::new());
+    }
+    let mut request = Request::default().watching(feed.tubes.clone());
+    request.push_to(&feed.source.pause, &Command::PeekReady);
+    let asked = if hub.is_paused(&feed.source) { 0 } else { asked };
+    for _ in 0..asked {
+        request.push(&Command::ReserveWithTimeout(0));
+    }
     let before = hub.clock.now();
     let mut jobs = Vec::new();
-    for reply in hub.call(link, request).await? {
+    let mut replies = hub.call(link, request).await?.into_iter();
+    let paused = replies.next().is_some_and(|mark| hub.note(&feed.source, &mark));
+    for reply in replies {
         match reply {
             Reply::Reserved(id, body) => jobs.push((id, body)),
             // Said in the last second of another job of this connection, and only if nothing is ready.
@@ -216,8 +222,11 @@ async fn fetch_part(hub: &Hub, server: &Server, link: &Link, feed: &Feed, asked:
         if let Reply::Ok(stats) = reply
             && let Some(job) = JobStats::read(&stats)
         {
-            deliveries.push(hub.grant(link.number, server, &feed.queue, body, &job, before));
+            deliveries.push(hub.grant(link.number, server, &feed.source.queue, body, &job, before));
         }
+    }
+    if paused {
+        hub.give_back(std::mem::take(&mut deliveries)).await;
     }
     Ok(deliveries)
 }

@@ -1,13 +1,12 @@
 //! What a consumer has got and not handed out yet.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyqueue_core::{Delivery, Error, Moment, QueueName};
+use anyqueue_core::{Delivery, Error, Moment};
 use tokio::sync::Notify;
 
-use crate::tubes::Tube;
+use crate::tubes::{Tube, Tubes};
 
 /// The least that is asked for at once: what an idle queue costs the server at each look.
 const LEAST: usize = 4;
@@ -15,13 +14,12 @@ const LEAST: usize = 4;
 /// The most that is asked for at once.
 const MOST: usize = 512;
 
-/// How often a busy consumer looks for the mark of a pause.
-const PAUSE_CHECK: Duration = Duration::from_secs(1);
-
 /// The meeting point of one consumer and the connections that bring its jobs.
 #[derive(Debug)]
 pub(crate) struct Feed {
-    pub(crate) queue: QueueName,
+    /// All tubes of its queue.
+    pub(crate) source: Arc<Tubes>,
+    /// Those of them that it takes from.
     pub(crate) tubes: Vec<Tube>,
     /// Rung when something came, failed or was found empty.
     pub(crate) bell: Notify,
@@ -41,12 +39,10 @@ struct State {
     ask: usize,
     /// How many looks have ended.
     looks: u64,
-    /// When it was last seen that the queue is not paused.
-    seen_open: Option<Moment>,
 }
 
 impl Feed {
-    pub(crate) fn new(queue: QueueName, tubes: Vec<Tube>) -> Self {
+    pub(crate) fn new(source: Arc<Tubes>, tubes: Vec<Tube>) -> Self {
         let state = State {
             buffer: VecDeque::new(),
             error: None,
@@ -56,9 +52,8 @@ impl Feed {
             closed: false,
             ask: LEAST,
             looks: 0,
-            seen_open: None,
         };
-        Self { queue, tubes, bell: Notify::new(), state: Mutex::new(state) }
+        Self { source, tubes, bell: Notify::new(), state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -113,16 +108,6 @@ impl Feed {
         Some(state.ask.min(max))
     }
 
-    /// Whether it is time to look for the mark of a pause: a server may have forgotten it.
-    pub(crate) fn must_look_for_pause(&self, now: Moment) -> bool {
-        let mut state = self.state();
-        let due = state.seen_open.is_none_or(|seen| now.since(seen) >= PAUSE_CHECK);
-        if due {
-            state.seen_open = Some(now);
-        }
-        due
-    }
-
     /// How many looks have ended so far.
     pub(crate) fn looks(&self) -> u64 {
         self.state().looks
@@ -135,7 +120,7 @@ impl Feed {
         match result {
             Ok(got) if got >= asked => state.ask = (state.ask * 2).clamp(LEAST, MOST),
             Ok(got) => state.ask = (got * 2).clamp(LEAST, MOST),
-            Err(e) => (state.error, state.seen_open) = (Some(e), None),
+            Err(e) => state.error = Some(e),
         }
         drop(state);
         self.bell.notify_one();
@@ -157,7 +142,7 @@ impl Feed {
     /// Wakes the consumer with an error.
     pub(crate) fn fail(&self, error: &Error) {
         let mut state = self.state();
-        (state.error, state.waits, state.seen_open) = (Some(error.duplicate()), None, None);
+        (state.error, state.waits) = (Some(error.duplicate()), None);
         drop(state);
         self.bell.notify_one();
     }

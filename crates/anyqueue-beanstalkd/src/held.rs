@@ -13,7 +13,7 @@ use crate::request::Request;
 use crate::server::Server;
 use crate::tubes::{Tube, Tubes};
 use crate::walk::Walk;
-use crate::wire::{Command, Reply};
+use crate::wire::{Command, JobStats, Reply};
 
 /// Jobs that are moved at once.
 const PART: u64 = 128;
@@ -31,10 +31,10 @@ impl Hub {
             }
             let after = if at == first { last } else { 0 };
             let walk = Walk::start(self, server, &link, tubes, Some(State::Held)).await?;
-            let mut seen = walk.collect(State::Held).await?;
-            seen.retain(|job| job.id > after);
-            seen.sort_unstable_by_key(|job| job.id);
             let room = limit - page.tasks.len();
+            // One more than there is room for says whether another page follows.
+            let place = |job: &JobStats<'_>| (job.id > after).then_some((job.id, 0));
+            let mut seen = walk.first(State::Held, room.saturating_add(1), place).await?;
             let more = seen.len() > room;
             seen.truncate(room);
             let reached = seen.last().map_or(after, |job| job.id);

@@ -45,12 +45,15 @@ pub(crate) struct Hub {
 pub(crate) struct Counters {
     pub(crate) round_trips: AtomicU64,
     pub(crate) reconnects: AtomicU64,
+    /// Connections made so far.
+    pub(crate) made: AtomicU64,
     lost: AtomicU64,
 }
 
 impl Counters {
     /// Notes a connection that was made: anew, if one had been lost before.
     pub(crate) fn connected(&self) {
+        self.made.fetch_add(1, Ordering::Release);
         let lost = self.lost.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |lost| lost.checked_sub(1));
         self.reconnects.fetch_add(u64::from(lost.is_ok()), Ordering::Relaxed);
     }

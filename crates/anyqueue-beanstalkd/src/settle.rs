@@ -125,9 +125,7 @@ impl BeanstalkdSettler {
             };
             match (item.what, reply) {
                 (Settlement::Done, Reply::Deleted) | (Settlement::Release(_), Reply::Released) => answers.push((item.at, Ok(()))),
-                (Settlement::Done | Settlement::Release(_), Reply::NotFound) => {
-                    answers.push((item.at, Err(Error::lease_lost())));
-                }
+                (_, Reply::NotFound) => answers.push((item.at, Err(Error::lease_lost()))),
                 (Settlement::Retry(_) | Settlement::Hold(..), Reply::Inserted(_)) => {
                     second.push((item, Command::Delete(item.lease.job)));
                 }
@@ -162,7 +160,14 @@ impl BeanstalkdSettler {
     ) -> Vec<&'i Item<'i>> {
         answers.extend(refused.extract_if(.., |(_, e)| e.kind() != ErrorKind::Full).map(|(item, e)| (item.at, Err(e))));
         let mut copied = Vec::new();
+        // Without the connection the task is nobody's any more, and whoever has it by now writes its copy.
+        if own.is_dead() {
+            answers.extend(refused.drain(..).map(|(item, _)| (item.at, Err(Error::lease_lost()))));
+        }
         for server in self.hub.by_turn().filter(|server| server.link(own.number).is_none()) {
+            let now = self.hub.clock.now();
+            let late = refused.extract_if(.., |(item, _)| now >= item.lease.deadline);
+            answers.extend(late.map(|(item, _)| (item.at, Err(Error::lease_lost()))));
             if refused.is_empty() {
                 break;
             }

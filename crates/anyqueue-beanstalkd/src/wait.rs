@@ -14,9 +14,10 @@ use crate::error;
 use crate::feed::Feed;
 use crate::hub::{Hub, seconds};
 use crate::link::{Answers, Link, answered};
+use crate::pool::{Busy, Wait};
 use crate::request::Request;
-use crate::server::{Busy, Server, Wait};
-use crate::tubes::Tube;
+use crate::server::Server;
+use crate::tubes::{Tube, Tubes};
 use crate::wire::{Command, JobStats, Reply};
 
 /// How long one wait lasts before it begins anew: a dead connection must be noticed.
@@ -43,10 +44,11 @@ impl Hub {
     /// What is to be awaited: the tubes of all consumers that wait now or will again soon, and for how many seconds.
     fn wanted(&self, server: &Server) -> Option<(Vec<Tube>, u32)> {
         let (now, feeds) = (self.clock.now(), self.feeds());
-        feeds.iter().find(|feed| feed.waits() && !server.waits_for(&feed.tubes))?;
-        let longest = feeds.iter().filter_map(|feed| feed.waits_until()).max()?.since(now).min(WAIT);
+        let open: Vec<&Arc<Feed>> = feeds.iter().filter(|feed| !self.is_paused(&feed.source)).collect();
+        open.iter().find(|feed| feed.waits() && !server.waits_for(&feed.tubes))?;
+        let longest = open.iter().filter_map(|feed| feed.waits_until()).max()?.since(now).min(WAIT);
         let mut tubes: Vec<Tube> =
-            feeds.iter().filter(|feed| feed.lingers()).flat_map(|feed| feed.tubes.iter().cloned()).collect();
+            open.iter().filter(|feed| feed.lingers()).flat_map(|feed| feed.tubes.iter().cloned()).collect();
         tubes.sort_unstable();
         tubes.dedup();
         Some((tubes, seconds(longest).max(1)))
@@ -71,6 +73,7 @@ impl Hub {
     async fn wait_on(self: Arc<Self>, server: Arc<Server>) {
         let armed = {
             let _one = server.arming.lock().await;
+            self.hear_all().await;
             let Some((tubes, wait)) = self.wanted(&server) else { return };
             self.start_wait(&server, tubes, wait).await
         };
@@ -80,9 +83,20 @@ impl Hub {
         }
     }
 
+    /// Asks which of the queues that are waited for are paused.
+    async fn hear_all(&self) {
+        let mut queues: Vec<Arc<Tubes>> =
+            self.feeds().iter().filter(|feed| feed.lingers()).map(|feed| feed.source.clone()).collect();
+        queues.sort_unstable_by_key(Arc::as_ptr);
+        queues.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        self.hear(&queues).await;
+    }
+
     async fn start_wait(&self, server: &Arc<Server>, tubes: Vec<Tube>, wait: u32) -> Result<(Arc<Link>, Answers)> {
         let time = Duration::from_secs(wait.into());
         let link = server.waiting(&Wait { tubes: tubes.clone(), until: self.clock.now() + time + ANSWER }).await?;
+        // The connection may be new, and the server may have forgotten a pause. What it gives all the same is given back.
+        self.hear_all().await;
         self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
         let answers = link.submit(Request::of(&Command::ReserveWithTimeout(wait)).watching(tubes).waiting(time))?;
         Ok((link, answers))
@@ -148,7 +162,7 @@ impl Hub {
         let Some(job) = JobStats::read(stats) else { return Ok(()) };
         match self.feed_for(job.tube) {
             Some(feed) => {
-                let delivery = self.grant(link.number, server, &feed.queue, body, &job, before);
+                let delivery = self.grant(link.number, server, &feed.source.queue, body, &job, before);
                 self.hand_in(&feed, vec![delivery]);
             }
             None => {
@@ -177,7 +191,7 @@ impl Hub {
         if let (Some(Reply::Reserved(_, body)), Some(Reply::Ok(stats))) = (replies.next(), replies.next())
             && let Some(job) = JobStats::read(&stats)
         {
-            let delivery = self.grant(other.link.number, server, &feed.queue, body, &job, before);
+            let delivery = self.grant(other.link.number, server, &feed.source.queue, body, &job, before);
             self.hand_in(&feed, vec![delivery]);
         }
         Ok(())

@@ -11,6 +11,7 @@ use anyqueue_core::{Defaults, Error, Incoming, NativeFacts, Peeked, Result, Stat
 use bytes::Bytes;
 
 use crate::error;
+use crate::first::First;
 use crate::hub::Hub;
 use crate::link::Link;
 use crate::request::Request;
@@ -20,6 +21,9 @@ use crate::wire::{Command, JobState, JobStats, Reply, Yaml};
 
 /// Numbers asked for at once.
 const PART: u64 = 1024;
+
+/// Bodies asked for at once by who looks for a task: they may be large.
+const BODIES: usize = 64;
 
 /// The tube of the job that is put, and deleted at once, to learn the newest number.
 const PROBE: &str = "anyqueue;newest";
@@ -143,14 +147,23 @@ impl<'a> Walk<'a> {
         Ok(Some(seen))
     }
 
-    /// All jobs of the queue in one state.
-    pub(crate) async fn collect(mut self, state: State) -> Result<Vec<Seen>> {
-        let (mut all, most) = (Vec::new(), self.counts.of(Some(state)));
-        while (all.len() as u64) < most {
+    /// The first jobs of the queue in one state, in the order of their places. Those without a place are left out.
+    pub(crate) async fn first(
+        mut self,
+        state: State,
+        most: usize,
+        place: impl Fn(&JobStats<'_>) -> Option<(u64, u64)>,
+    ) -> Result<Vec<Seen>> {
+        let (mut first, mut left) = (First::new(most), self.counts.of(Some(state)));
+        while left > 0 {
             let Some(part) = self.part().await? else { break };
-            all.extend(part.into_iter().filter(|job| job.state == state));
+            for job in part.into_iter().filter(|job| job.state == state) {
+                left = left.saturating_sub(1);
+                let at = JobStats::read(&job.stats).and_then(|stats| place(&stats));
+                at.into_iter().for_each(|at| first.offer(at, job.clone()));
+            }
         }
-        Ok(all)
+        Ok(first.into_jobs())
     }
 }
 
@@ -255,10 +268,12 @@ impl Hub {
         let (mut walk, mut found) = (Walk::start(self, server, link, tubes, None).await?, HashMap::new());
         while !ids.is_empty() {
             let Some(part) = walk.part().await? else { break };
-            for job in self.bodies(link, part).await? {
-                let id = self.read(tubes, &self.peeked(job.clone())).id;
-                if ids.remove(&id) {
-                    found.insert(id, job);
+            for some in part.chunks(BODIES) {
+                for job in self.bodies(link, some.to_vec()).await? {
+                    let id = self.read(tubes, &self.peeked(job.clone())).id;
+                    if ids.remove(&id) {
+                        found.insert(id, job);
+                    }
                 }
             }
         }

@@ -5,15 +5,9 @@
 mod support;
 
 use anyqueue_core::{Effect, ErrorKind, Settlement, Severity};
+use anyqueue_testkit::Server;
 use anyqueue_testkit::servers::beanstalkd;
-use anyqueue_testkit::{Process, Server};
-use rustix::process::{Pid, Signal, kill_process};
 use support::*;
-
-fn drain(server: &Process) {
-    let id = Pid::from_raw(server.id().unwrap() as i32).unwrap();
-    kill_process(id, Signal::USR1).unwrap();
-}
 
 #[tokio::test]
 async fn the_largest_task_is_the_servers_own() {

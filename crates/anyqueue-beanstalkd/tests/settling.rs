@@ -82,6 +82,21 @@ async fn a_server_that_takes_less_than_it_said_buries_what_it_refuses() {
 }
 
 #[tokio::test]
+async fn a_task_that_is_somebody_elses_by_now_is_not_buried() {
+    let fake = Fake::start(&[
+        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("stats-job", &[&job(5, "q", 60)]),
+        ("bury", &["NOT_FOUND"]),
+    ]);
+    let broker = connect_to(fake.address).await;
+    let mut consumer = consume(&*broker, &queue("q")).await;
+    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    let grown = Settlement::Hold(with_data(&"x".repeat(70_000)), "why".into());
+    let error = consumer.settler().settle(&[(got.receipt, grown)]).await.remove(0).unwrap_err();
+    assert!(error.is_lease_lost(), "{error}");
+}
+
+#[tokio::test]
 async fn a_copy_that_was_confirmed_too_late_removes_nothing() {
     let fake = Fake::start(&[
         ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
@@ -194,4 +209,20 @@ async fn a_server_killed_between_copy_and_removal_makes_a_duplicate_and_loses_no
         Server::start(server).await.unwrap();
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_copy_of_a_task_that_was_lost_with_its_connection_is_not_put_elsewhere() {
+    let broken = Fake::start(&[
+        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("stats-job", &[&job(5, "q", 60)]),
+        ("put", &["DRAINING\r\nand no word of the protocol after it"]),
+    ]);
+    let other = Fake::start(&[("put", &["INSERTED 6"])]);
+    let broker = connect(&format!("beanstalkd://{},{}", broken.address, other.address)).await.unwrap();
+    let mut consumer = consume(&*broker, &queue("q")).await;
+    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    let error = consumer.settler().settle(&[(got.receipt, Settlement::Retry(task(1)))]).await.remove(0).unwrap_err();
+    assert!(error.is_lease_lost() && error.effect() == Effect::None, "{error}");
+    assert!(!other.lines().iter().any(|(_, line)| line.starts_with("put ")), "{:?}", other.lines());
 }

@@ -100,6 +100,7 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     info: Support::Needs((), "a task log: a job server tells nothing of one task"),
     pause: Support::Emulated((), "our workers look for a mark, within half a second; other clients' workers go on"),
     deaths: Support::Emulated((), "known by the guard that was left behind; a connection that broke counts as one too"),
+    unique: Support::Emulated((), "the server's unique id, until the task is put back, retried or held for the first time"),
     order: Order::Fifo,
     durability: Durability::Process,
     batch: Batch { send: 256, reserve: 64, settle: 64 },
@@ -120,6 +121,7 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     settle_window: Duration::ZERO,
     same_id: Support::Emulated((), "recognised while the task is where it was first put, or reserved from there"),
     max_queue_name: None,
+    ..Capabilities::FULL
 };
 
 /// What differs under `lease = "connection"`.

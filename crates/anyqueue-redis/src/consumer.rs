@@ -218,8 +218,7 @@ fn delivery(task: Stored, number: u64, now: u64, asked: Moment, queue: &QueueNam
 #[async_trait]
 impl Consumer for RedisConsumer {
     async fn reserve(&mut self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
-        let began = self.shared.clock.now();
-        let end = began + wait;
+        let end = self.shared.clock.now() + wait;
         loop {
             self.shared.check().map_err(|e| e.during("reserve"))?;
             let ready = self.hand_out(max);
@@ -231,8 +230,10 @@ impl Consumer for RedisConsumer {
                 self.bell.mark_unchanged();
                 self.pending = Some(self.ask(max));
             }
-            let claimed =
-                self.answer(end.max(began + ANSWER)).await.map_err(|e| e.during("reserve").with("queue", &self.queue))?;
+            let claimed = self
+                .answer(end.max(self.shared.clock.now() + ANSWER))
+                .await
+                .map_err(|e| e.during("reserve").with("queue", &self.queue))?;
             if !claimed.tasks.is_empty() {
                 self.buffer = Some(claimed);
                 continue;

@@ -261,6 +261,13 @@ mod tests {
     }
 
     #[test]
+    fn no_byte_of_a_number_is_taken_for_a_wildcard() {
+        let pattern = claims_of(u32::from_be_bytes(*b"*a?["));
+        assert_eq!(pattern[29..], *br"\*a\?\[*");
+        assert_eq!(pattern[..29], [b'-'; 29]);
+    }
+
+    #[test]
     fn an_answer_is_read_whole_or_not_at_all() {
         let text = |bytes: &[u8]| Value::BulkString(bytes.to_vec());
         let read = |items: Vec<Value>| Answer::read(Value::Array(items));

@@ -69,7 +69,7 @@ impl Orphans {
         let mut lost = self.lost();
         lost.claims.push(Claim { number, looked: None });
         if lost.seeker.as_ref().is_none_or(AbortHandle::is_finished) {
-            lost.seeker = Some(tokio::spawn(seek(self.clone(), Arc::downgrade(shared))).abort_handle());
+            lost.seeker = Some(tokio::spawn(seek(self.clone(), Arc::downgrade(shared), Busy::new(shared))).abort_handle());
         }
         self.more.notify_one();
     }
@@ -97,10 +97,8 @@ impl Orphans {
 
     /// Looks through all leases once and gives back. Says whose they were.
     async fn give_back(&self, shared: &Arc<Shared>, wanted: &[u64]) -> Result<Vec<u64>> {
-        let _busy = Busy::new(shared);
         let (mut cursor, mut found) = ("0".to_owned(), Vec::new());
         loop {
-            shared.check()?;
             let mut walk = cmd("ZSCAN");
             walk.arg(self.keys.reserved()).arg(&cursor).arg("MATCH").arg(claims_of(self.consumer)).arg("COUNT").arg(STEP);
             let answer = shared.servers.command(&self.keys, &walk).await?;
@@ -118,14 +116,18 @@ impl Orphans {
     }
 }
 
-/// Looks until nothing is lost, or nobody uses the broker any more.
-async fn seek(orphans: Arc<Orphans>, shared: Weak<Shared>) {
-    let mut pause = FIRST_PAUSE;
+/// Looks until nothing is lost, or nobody uses the broker any more. Who closes it waits for the first look.
+async fn seek(orphans: Arc<Orphans>, shared: Weak<Shared>, first: Busy) {
+    let (mut first, mut pause) = (Some(first), FIRST_PAUSE);
     loop {
         let wanted = orphans.wanted();
-        let Some(shared) = shared.upgrade().filter(|shared| shared.check().is_ok() && !wanted.is_empty()) else { return };
+        let Some(shared) = shared.upgrade().filter(|_| !wanted.is_empty()) else { return };
         let (timeout, queue) = (shared.config.timeout, orphans.keys.bell());
         let answer = orphans.give_back(&shared, &wanted).await;
+        drop(first.take());
+        if shared.check().is_err() {
+            return;
+        }
         // Whoever looks is no reason for the broker to live.
         drop(shared);
         match answer {

@@ -61,6 +61,22 @@ async fn what_a_claim_took_whose_answer_got_lost_comes_again_at_once_and_uncount
 }
 
 #[tokio::test]
+async fn who_closes_right_after_a_claim_got_lost_leaves_nothing_behind() {
+    let server = redis::start(NONE).await.unwrap();
+    let ((proxy, proxied), queue) = (proxied(&server).await, queue("closed"));
+    let (broker, other) = (connect(&proxied).await.unwrap(), connect(&url(&server)).await.unwrap());
+    let mut first = consumer(&*broker, &queue).await;
+    send(&*other, &queue, &Sample::many(5)).await.unwrap();
+    proxy.delay(SLOW);
+    let cut = cut_once(&server, &proxy, "ZCARD anyqueue:{closed}:reserved", 5);
+    let (got, ()) = tokio::join!(reserve(&mut *first, 5, SOON), cut);
+    assert_eq!(got.unwrap_err().effect(), Effect::Unknown);
+    first.close().await.unwrap();
+    broker.close().await.unwrap();
+    assert_eq!(work(&mut *consumer(&*other, &queue).await, 5, SOON).await, [0, 1, 2, 3, 4]);
+}
+
+#[tokio::test]
 async fn what_a_server_claims_after_it_was_frozen_comes_again_at_once() {
     let server = redis::start(NONE).await.unwrap();
     let (broker, queue) = (connect(&format!("{}?liveness=500ms", url(&server))).await.unwrap(), queue("frozen"));

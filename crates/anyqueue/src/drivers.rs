@@ -15,7 +15,7 @@ const OPTIONAL: &[(&str, &[&str], Option<&Driver>)] = &[
     #[cfg(feature = "beanstalkd")]
     ("beanstalkd", anyqueue_beanstalkd::DRIVER.schemes, Some(&anyqueue_beanstalkd::DRIVER)),
     #[cfg(not(feature = "beanstalkd"))]
-    ("beanstalkd", &["beanstalkd"], None),
+    ("beanstalkd", &["beanstalkd", "beanstalk"], None),
     #[cfg(feature = "redis")]
     ("redis", anyqueue_redis::DRIVER.schemes, Some(&anyqueue_redis::DRIVER)),
     #[cfg(not(feature = "redis"))]

@@ -59,6 +59,7 @@ fn rows(drivers: &[&Driver], notes: &mut Vec<String>) -> Vec<Vec<String>> {
     fact("order within a level", &mut |driver| order(driver.capabilities.order).to_owned());
     fact("a task survives", &mut |driver| durability(driver.capabilities.durability).to_owned());
     fact("a killed worker's tasks", &mut |driver| death(driver.capabilities.death).to_owned());
+    fact("a frozen worker's tasks", &mut |driver| frozen(&driver.capabilities));
     fact("largest task", &mut |driver| driver.capabilities.max_payload.map_or("no limit".into(), size));
     rows
 }
@@ -66,6 +67,26 @@ fn rows(drivers: &[&Driver], notes: &mut Vec<String>) -> Vec<Vec<String>> {
 /// A delay; the contract's limit in the contract's words.
 fn longest(delay: Duration) -> String {
     if delay == time::MAX_DELAY { "5 years".into() } else { time::show(delay) }
+}
+
+/// What a connected broker can do, line by line.
+pub(crate) fn told(capabilities: &Capabilities) -> Vec<[String; 2]> {
+    let c = capabilities;
+    let verb = |(verb, support): (&str, Support)| {
+        let caveat = support.caveat().map_or_else(String::new, |caveat| format!(": {caveat}"));
+        [verb.to_owned(), format!("{}{caveat}", support.word())]
+    };
+    let facts = [
+        ("priority levels", levels(c.priority)),
+        ("longest delay", longest(c.delay.limits().max)),
+        ("longest TTR", time::show(c.ttr.limits().max)),
+        ("order", order(c.order).to_owned()),
+        ("a task survives", durability(c.durability).to_owned()),
+        ("a killed worker's tasks", death(c.death).to_owned()),
+        ("a frozen worker's tasks", frozen(c)),
+        ("largest task", c.max_payload.map_or("no limit".into(), size)),
+    ];
+    c.verbs().into_iter().map(verb).chain(facts.map(|(fact, value)| [fact.to_owned(), value])).collect()
 }
 
 /// The number of a note; the same sentence is noted once.
@@ -107,6 +128,16 @@ fn death(death: Death) -> &'static str {
     }
 }
 
+/// Of a worker that is stopped, or cut off, and keeps its connections.
+fn frozen(capabilities: &Capabilities) -> String {
+    match (capabilities.death, capabilities.frozen_bound) {
+        (Death::WithBroker, _) => "stay with it".into(),
+        (_, Duration::MAX) => "come back when it goes on or dies, at the latest".into(),
+        (_, Duration::ZERO) => "come back after the lease".into(),
+        (_, bound) => format!("come back after the lease, or {} if that is longer", time::show(bound)),
+    }
+}
+
 /// What a driver or a connected broker can do, as JSON.
 pub(crate) fn capabilities(capabilities: &Capabilities) -> Value {
     let verb =
@@ -116,7 +147,9 @@ pub(crate) fn capabilities(capabilities: &Capabilities) -> Value {
         "verbs": c.verbs().into_iter().map(verb).collect::<serde_json::Map<_, _>>(),
         "priority_levels": levels(c.priority), "order": order(c.order), "durability": durability(c.durability),
         "longest_delay": c.delay.limits().max.as_secs(), "longest_ttr": c.ttr.limits().max.as_secs(),
-        "largest_task": c.max_payload, "killed_worker": death(c.death),
+        "batch": { "send": c.batch.send, "reserve": c.batch.reserve, "settle": c.batch.settle },
+        "largest_task": c.max_payload, "killed_worker": death(c.death), "frozen_worker": frozen(c),
+        "frozen_bound": (c.frozen_bound < Duration::MAX).then_some(c.frozen_bound.as_secs_f64()),
     })
 }
 

@@ -1,6 +1,6 @@
 //! What the tests of this adapter share.
 
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test program uses its part, and fails where something fails")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -12,6 +12,7 @@ local NOTHING, HEAD = string.rep('\0', 20), 34
 -- Leaves word that somebody waits, and wants to be rung for what comes before `bell`.
 local function wait_until(moment, bell)
   if state[2] ~= bell then
+    go_on_when_full()
     redis.call('HSET', QUEUE, 'bell', bell)
   end
   moment = tonumber(moment)

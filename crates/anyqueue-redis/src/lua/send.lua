@@ -5,7 +5,7 @@
 --   stamp  number of the batch (6 bytes), when it was put (6), when it was sent first (6), both in milliseconds
 --   rest   its place in the batch (2), priority (4), ttr (4), delay (6), both in milliseconds, and the body
 -- In the sorted sets it is `priority batch place-in-batch id`: with equal scores the order of bytes is the order of tasks.
-if ARGV[1] == '0' and redis.call('EXISTS', QUEUE) == 0 then
+if ARGV[1] == '0' and not exists() then
   return redis.error_reply('NOQUEUE there is no such queue')
 end
 local now = milliseconds()

@@ -240,6 +240,7 @@ fn only_broker(mut settings: Settings, name_or_url: &str) -> Result<Settings> {
             let driver = *settings.drivers.find(&url.scheme)?;
             let broker = BrokerSettings::at("command-line", url, driver);
             broker.options.check(&driver, false)?;
+            settings.origins.set(["brokers", "command-line", "url"].map(str::to_owned).into(), super::Origin::Flag);
             broker
         }
         None => {
