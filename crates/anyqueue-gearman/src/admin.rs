@@ -38,13 +38,15 @@ impl Gearman {
 
 async fn stats(hub: &Hub, queue: &Queue) -> Result<Stats> {
     let live = hub.live().await?;
-    let (mut ready, mut reserved, mut delayed, mut held) = (0, 0, 0, 0);
+    let (mut ready, mut reserved, mut late, mut delayed, mut held) = (0_u64, 0_u64, 0, 0, 0);
     for server in &live {
         for of in server.session().await?.status().await? {
             let functions = &queue.functions;
             if of.function == functions.ready {
                 ready += of.total.saturating_sub(of.running);
                 reserved += of.running;
+            } else if of.function == functions.late {
+                late += of.total;
             } else if of.function == functions.delay {
                 delayed += of.total;
             } else if of.function == functions.held {
@@ -58,7 +60,8 @@ async fn stats(hub: &Hub, queue: &Queue) -> Result<Stats> {
         // Cancelled jobs are counted until they would have been given out.
         ready: Figure::Approximate(ready),
         delayed: Figure::Approximate(delayed),
-        reserved: exact(reserved),
+        // Those of frozen workers are counted by the server though others have their places.
+        reserved: Figure::Approximate(reserved.saturating_sub(late)),
         held: exact(held),
         oldest: Figure::Unknown,
     })

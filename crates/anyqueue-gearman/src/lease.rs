@@ -31,6 +31,8 @@ pub(crate) struct Lease {
     /// Past it nothing is sent in the worker's name.
     pub(crate) deadline: Moment,
     pub(crate) guard: Option<Guard>,
+    /// Touches that the server has not answered yet: a slow one must not cost the lease.
+    pub(crate) touching: usize,
 }
 
 /// All reservations, by their numbers.
@@ -72,17 +74,25 @@ impl Leases {
         self.holds(receipt, now).then(|| self.by_tag.get(&receipt.tag)).flatten()
     }
 
-    /// Moves the end of a reservation.
-    pub(crate) fn renew(&mut self, receipt: &Receipt, deadline: Moment) {
+    /// Looks at a reservation that is about to be touched, if it holds.
+    pub(crate) fn begin_touch(&mut self, receipt: &Receipt, now: Moment) -> Option<Lease> {
+        let lease = self.holds(receipt, now).then(|| self.by_tag.get_mut(&receipt.tag)).flatten()?;
+        lease.touching += 1;
+        Some(lease.clone())
+    }
+
+    /// Ends a touch: the reservation ends later if it came about.
+    pub(crate) fn end_touch(&mut self, receipt: &Receipt, deadline: Option<Moment>) {
         if let Some(lease) = self.by_tag.get_mut(&receipt.tag) {
-            lease.deadline = deadline;
+            lease.touching -= 1;
+            lease.deadline = deadline.unwrap_or(lease.deadline);
         }
     }
 
     /// Takes out those whose time is over, and drops those whose connection has ended: the server has them again.
     pub(crate) fn ended(&mut self, now: Moment) -> Vec<Lease> {
         self.by_tag.retain(|_, lease| !lease.link.is_dead());
-        self.by_tag.extract_if(|_, lease| lease.deadline <= now).map(|(_, lease)| lease).collect()
+        self.by_tag.extract_if(|_, lease| lease.deadline <= now && lease.touching == 0).map(|(_, lease)| lease).collect()
     }
 
     pub(crate) fn take_all(&mut self) -> Vec<Lease> {

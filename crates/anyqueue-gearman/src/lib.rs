@@ -25,6 +25,8 @@
 //!   counted meanwhile.
 //! * A client that waits for a result (a foreground job) gets an empty one when its task is settled in any way.
 //! * A job that somebody submitted with the unique id `-` or none at all cannot be found again, and is not guarded.
+//! * A frozen worker's task is marked in `<queue>;late` when another takes its place, since the server counts it as running
+//!   until that worker goes on or ends.
 //! * Whoever is frozen or cut off in the moment in which it moves a due task keeps it until its connection ends.
 //!
 //! The rooms: `packet` and `link` (one connection, many requests under way, on the codec of the `gearman` crate), `server`
@@ -108,7 +110,7 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     counts: Counts {
         ready: Exactness::Approximate,
         delayed: Exactness::Approximate,
-        reserved: Exactness::Exact,
+        reserved: Exactness::Approximate,
         held: Exactness::Exact,
         oldest: Exactness::Unknown,
     },

@@ -96,7 +96,8 @@ impl Line {
 
     async fn look<'f>(&mut self, hub: &Arc<Hub>, feed: &'f Feed, most: usize) -> Result<(Found, Option<Bringing<'f>>)> {
         let link = self.link().await?;
-        if hub.is_paused(&self.server, &self.feed.queue).await? {
+        // Who was asleep asks anew: a task that was sent after a pause must not be what wakes it.
+        if hub.is_paused(&self.server, &self.feed.queue, self.found == 0).await? {
             return Ok((Found::Paused, None));
         }
         link.hush();
@@ -166,7 +167,7 @@ impl Line {
         };
         let (raw, lease) = (job.data.clone(), unique.ttr);
         let reservation =
-            Lease { server: self.server.clone(), queue: queue.clone(), link: link.clone(), job, unique, deadline, guard };
+            Lease { server: self.server.clone(), queue: queue.clone(), link: link.clone(), job, unique, deadline, guard, touching: 0 };
         let receipt = hub.leases().grant(reservation);
         Delivery { receipt, queue: queue.name.clone(), raw, native, lease, deadline }
     }

@@ -142,10 +142,10 @@ impl Hub {
         }
     }
 
-    /// Whether a queue is paused, as was found out a moment ago.
-    pub(crate) async fn is_paused(&self, server: &Server, queue: &Queue) -> Result<bool> {
+    /// Whether a queue is paused, now or as was found out a moment ago.
+    pub(crate) async fn is_paused(&self, server: &Server, queue: &Queue, now_at_once: bool) -> Result<bool> {
         let now = self.clock.now();
-        {
+        if !now_at_once {
             let pause = lock(&queue.pause);
             if pause.checked.is_some_and(|checked| now.since(checked) < FRESH) {
                 return Ok(self.paused_until(&pause.mark) != Paused::No);

@@ -15,9 +15,9 @@ use crate::error;
 use crate::guard::{HOP, unwrap, wrap};
 use crate::hub::{Hub, Queue};
 use crate::link::Link;
-use crate::names::{Kind, PROBE, Unique};
+use crate::names::{Kind, PROBE, Unique, late};
 use crate::packet::{Job, Reply, Status, can_do, complete, echo, grab, status, submit, submit_at};
-use crate::server::Server;
+use crate::server::{Server, Session};
 
 /// So many jobs are grabbed at once.
 const PART: usize = 64;
@@ -27,6 +27,9 @@ const LATE: Duration = Duration::from_millis(25);
 
 /// A job that a worker has only just got may have no lease noted yet.
 const MOMENT: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether a frozen worker still has a task whose place was taken.
+const STILL: Duration = Duration::from_secs(4);
 
 /// The connection of one mover, and the functions that it has announced.
 #[derive(Default)]
@@ -72,7 +75,7 @@ impl Station {
             *self = Self { link: Some(server.connect("anyqueue:due").await?), announced: 0 };
         }
         let Some(link) = self.link.clone() else { return Err(error::closed()) };
-        let new = queues.iter().skip(self.announced).flat_map(|queue| [&queue.functions.delay, &queue.functions.guard]);
+        let new = queues.iter().skip(self.announced).flat_map(|queue| queue.functions.due());
         link.submit(new.map(|function| can_do(function)).collect())?;
         self.announced = queues.len();
         loop {
@@ -100,7 +103,7 @@ pub(crate) fn assigned(reply: Reply) -> Option<Job> {
 async fn move_all(hub: &Hub, server: &Server, link: &Link, queues: &[Arc<Queue>], jobs: Vec<Job>) -> Result<()> {
     let (mut copies, mut done) = (Vec::new(), Vec::new());
     for job in jobs {
-        let own = queues.iter().find(|queue| job.function == queue.functions.delay || job.function == queue.functions.guard);
+        let own = queues.iter().find(|queue| queue.functions.due().contains(&job.function.as_str()));
         let Some(queue) = own else { continue };
         done.push(complete(&job.handle));
         if job.data == PROBE {
@@ -108,6 +111,8 @@ async fn move_all(hub: &Hub, server: &Server, link: &Link, queues: &[Arc<Queue>]
         }
         if job.function == queue.functions.delay {
             copies.push(due(hub, queue, &job));
+        } else if job.function == queue.functions.late {
+            copies.extend(hub.late_is_due(server, queue, &job).await?);
         } else {
             copies.extend(hub.guard_is_due(server, queue, &job).await?);
         }
@@ -131,10 +136,7 @@ impl Hub {
     async fn guard_is_due(&self, server: &Server, queue: &Queue, guard: &Job) -> Result<Option<Packet>> {
         let Some((unique, body)) = unwrap(&guard.data) else { return Ok(None) };
         let session = server.session().await?;
-        let of_task = match session.call(vec![status(&unique)]).await?.as_slice() {
-            [Reply::Status(status)] => *status,
-            _ => return Err(Error::unavailable("the job server does not know its own jobs")),
-        };
+        let of_task = status_of(&session, &unique).await?;
         if !of_task.known || !of_task.running {
             return Ok(None);
         }
@@ -156,9 +158,18 @@ impl Hub {
     async fn take_over(&self, server: &Server, queue: &Queue, unique: &str, body: Bytes) -> Result<()> {
         let next = self.unique(queue, unique, &body, DEFAULT_TTR).after_loss();
         let copy = self.job(queue, &next, Duration::ZERO, body);
-        self.put(server, vec![copy]).await.into_iter().collect::<Result<Vec<_>>>()?;
+        // The old one is counted as running until its worker goes on or ends.
+        let mark = late_mark(self.second_after(MOMENT), queue, unique);
+        self.put(server, vec![copy, mark]).await.into_iter().collect::<Result<Vec<_>>>()?;
         tracing::info!(queue = queue.name.as_str(), task = %next.id, "a task's lease has ended and its worker says nothing: it is ready again");
         self.cancel(server, queue.functions.ready.as_str(), unique).await
+    }
+
+    /// What follows a mark of a task whose place was taken: itself again while the frozen worker has it.
+    async fn late_is_due(&self, server: &Server, queue: &Queue, mark: &Job) -> Result<Option<Packet>> {
+        let unique = String::from_utf8_lossy(&mark.data).into_owned();
+        let running = status_of(&*server.session().await?, &unique).await?.running;
+        Ok(running.then(|| late_mark(self.second_after(STILL), queue, &unique)))
     }
 
     /// Cancels a job by its unique id. The server cancels by handle only, and tells the handle to who submits the same
@@ -181,6 +192,17 @@ impl Hub {
 
 /// Seconds are noted from here on: the server reads numbers of up to 31 bits.
 pub(crate) const LEASE_EPOCH: u64 = 1_600_000_000;
+
+fn late_mark(due: u64, queue: &Queue, unique: &str) -> Packet {
+    submit_at(due, &queue.functions.late, &late(), Bytes::copy_from_slice(unique.as_bytes()))
+}
+
+async fn status_of(session: &Session, unique: &str) -> Result<Status> {
+    match session.call(vec![status(unique)]).await?.as_slice() {
+        [Reply::Status(status)] => Ok(*status),
+        _ => Err(Error::unavailable("the job server does not know its own jobs")),
+    }
+}
 
 fn is_second(guard: &str) -> bool {
     Unique::read(guard).map_or(guard.ends_with(".k"), |unique| unique.kind == Kind::NextGuard)

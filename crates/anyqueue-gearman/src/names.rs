@@ -51,6 +51,8 @@ pub(crate) struct Functions {
     pub(crate) delay: String,
     /// Epoch jobs: copies of reserved tasks until their leases end.
     pub(crate) guard: String,
+    /// Epoch jobs: marks of tasks whose places others took, for as long as their workers are frozen.
+    pub(crate) late: String,
     /// Parked tasks. No worker announces it.
     pub(crate) held: String,
     /// The mark of a pause.
@@ -67,11 +69,17 @@ impl Functions {
             ready: queue.to_string(),
             delay: with("delay"),
             guard: with("guard"),
+            late: with("late"),
             held: with("held"),
             pause: with("pause"),
             mark: with("queue"),
             hash: hash(queue.as_str()),
         }
+    }
+
+    /// The functions of jobs that fall due.
+    pub(crate) fn due(&self) -> [&str; 3] {
+        [&self.delay, &self.guard, &self.late]
     }
 
     /// The unique id of the mark that the queue exists.
@@ -204,6 +212,11 @@ fn fresh() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
     let next = |last: u64| Some(now.max(last + 1));
     LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_or(now, |last| now.max(last + 1))
+}
+
+/// A new unique id for the mark of a task whose place was taken.
+pub(crate) fn late() -> String {
+    format!("late;{}", base36(fresh()))
 }
 
 /// The unique ids that the guard of a job may have, whoever submitted the job.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyqueue_core::time::{MAX_TTR, check_delay, check_ttr};
-use anyqueue_core::{Envelope, Error, Receipt, Result, Settlement, Settler, Touch, async_trait};
+use anyqueue_core::{Envelope, Error, Moment, Receipt, Result, Settlement, Settler, Touch, async_trait};
 use gearman::protocol::{DEFAULT_MAX_PAYLOAD_SIZE, Packet};
 
 use crate::error;
@@ -95,32 +95,45 @@ impl GearmanSettler {
         let mut answers: Vec<Result<Duration>> = batch.iter().map(|_| Err(Error::lease_lost())).collect();
         let mut items = Vec::new();
         {
-            let (now, leases) = (self.hub.clock.now(), self.hub.leases());
+            let (now, mut leases) = (self.hub.clock.now(), self.hub.leases());
             for (at, touch) in batch.iter().enumerate() {
                 if let Err(e) = self.hub.begin().and_then(|()| check_ttr(touch.ttr, MAX_TTR, "anyqueue").map(drop)) {
                     answers[at] = Err(e);
-                } else if let Some(lease) = leases.get(&touch.receipt, now) {
-                    items.push((at, touch, lease.clone()));
+                } else if let Some(lease) = leases.begin_touch(&touch.receipt, now) {
+                    items.push((at, Touching { hub: &self.hub, touch, until: None }, lease));
                 }
             }
         }
         // One by one: an answer does not say which of several jobs was not found. They are few, and go out together.
-        let touched = items.iter().map(|(_, touch, lease)| self.touch_one(touch, lease));
-        for ((at, ..), answer) in items.iter().zip(futures::future::join_all(touched).await) {
-            answers[*at] = answer;
+        let touched = items.into_iter().map(|(at, touching, lease)| async move { (at, self.touch_one(touching, &lease).await) });
+        for (at, answer) in futures::future::join_all(touched).await {
+            answers[at] = answer;
         }
         answers
     }
 
-    async fn touch_one(&self, touch: &Touch, of: &Lease) -> Result<Duration> {
-        let before = self.hub.clock.now();
-        let until = before + touch.ttr;
+    async fn touch_one(&self, mut touching: Touching<'_>, of: &Lease) -> Result<Duration> {
+        let (before, ttr) = (self.hub.clock.now(), touching.touch.ttr);
+        let until = before + ttr;
         let noted = of.link.call(vec![lease(&of.job.handle, lease_number(self.hub.second_of(until))), echo()]).await?;
         if noted.not_found > 0 {
             return Err(Error::lease_lost());
         }
-        self.hub.leases().renew(&touch.receipt, until);
-        Ok(touch.ttr)
+        touching.until = Some(until);
+        Ok(ttr)
+    }
+}
+
+/// A touch under way. However it ends, the lease goes on or ends by its time from then on.
+struct Touching<'a> {
+    hub: &'a Hub,
+    touch: &'a Touch,
+    until: Option<Moment>,
+}
+
+impl Drop for Touching<'_> {
+    fn drop(&mut self) {
+        self.hub.leases().end_touch(&self.touch.receipt, self.until);
     }
 }
 

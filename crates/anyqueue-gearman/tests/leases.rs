@@ -34,6 +34,8 @@ async fn a_silent_workers_task_comes_back_once() {
     second = consume(&*other).await;
     let again = one(&mut *second).await;
     assert_eq!((Sample::number(&again), again.native.redeliveries), (Some(1), Figure::Exact(1)));
+    let reserved = other.admin().stats(&shared::queue()).await.unwrap().reserved;
+    assert_eq!(reserved.value(), Some(1), "the silent worker's is counted beside the one that took its place");
     proxy.black(false);
     let late = settle(&*first.settler(), &lost.receipt, Settlement::Done).await;
     assert!(late.is_err_and(|e| e.is_lease_lost()), "it settled what another worker has");
