@@ -19,6 +19,9 @@ use crate::walk::{Walk, peeked};
 /// So many jobs are asked for or cancelled at once.
 const PART: usize = 64;
 
+/// Up to so many delayed tasks, and four times as many jobs in all, are looked through for cancelled ones to be counted.
+const FEW: u64 = 1000;
+
 /// A waiting job, found by its unique id.
 struct Found {
     unique: Unique,
@@ -38,9 +41,12 @@ impl Gearman {
 
 async fn stats(hub: &Hub, queue: &Queue) -> Result<Stats> {
     let live = hub.live().await?;
+    let mut listed = 0;
     let (mut ready, mut reserved, mut late, mut delayed, mut held) = (0_u64, 0_u64, 0, 0, 0);
     for server in &live {
-        for of in server.session().await?.status().await? {
+        let status = server.session().await?.status().await?;
+        let all: u64 = status.iter().map(|of| of.total).sum();
+        for of in status {
             let functions = &queue.functions;
             if of.function == functions.ready {
                 ready += of.total.saturating_sub(of.running);
@@ -49,6 +55,8 @@ async fn stats(hub: &Hub, queue: &Queue) -> Result<Stats> {
                 late += of.total;
             } else if of.function == functions.delay {
                 delayed += of.total;
+                let few = of.total > 0 && of.total <= FEW && all <= FEW * 4;
+                listed += if few { cancelled_of(server, queue, of.total).await? } else { 0 };
             } else if of.function == functions.held {
                 held += of.total;
             }
@@ -57,14 +65,23 @@ async fn stats(hub: &Hub, queue: &Queue) -> Result<Stats> {
     let whole = live.len() == hub.servers.len();
     let exact = |n| if whole { Figure::Exact(n) } else { Figure::AtLeast(n) };
     Ok(Stats {
-        // Cancelled jobs are counted until they would have been given out.
+        // Cancelled jobs are counted until they would have been given out; of many nobody looks which ones those are.
         ready: Figure::Approximate(ready),
-        delayed: Figure::Approximate(delayed),
+        delayed: Figure::Approximate(delayed.saturating_sub(listed)),
         // Those of frozen workers are counted by the server though others have their places.
         reserved: Figure::Approximate(reserved.saturating_sub(late)),
         held: exact(held),
         oldest: Figure::Unknown,
     })
+}
+
+/// How many of the delayed jobs that a server counts are cancelled.
+async fn cancelled_of(server: &Server, queue: &Queue, counted: u64) -> Result<u64> {
+    if server.session().await?.cancelled().await?.is_empty() {
+        return Ok(0);
+    }
+    let there = find(server, queue, |unique| unique.kind == Kind::Delayed).await?;
+    Ok(counted.saturating_sub(there.len() as u64))
 }
 
 async fn peek(hub: &Hub, queue: &Queue, state: State, limit: usize) -> Result<Vec<Peeked>> {

@@ -1,5 +1,7 @@
 //! What an operator should know of the job servers.
 
+use std::time::Duration;
+
 use anyqueue_core::{Finding, Severity, chain};
 use bytes::Bytes;
 
@@ -61,15 +63,14 @@ fn of_store(store: Store, add: &mut impl FnMut(Severity, String)) {
     add(severity, text.into());
 }
 
-/// Submits a job for a day to come and cancels it: what is wrong if it is refused.
+/// Submits a job for a second that is long over, and removes it: what is wrong if it is refused.
 async fn takes_jobs_for_later(hub: &Hub, server: &Server) -> Option<String> {
     let session = server.session().await.ok()?;
-    let day = hub.second_after(std::time::Duration::from_secs(2));
-    let probe = submit_at(day, FUNCTION, &format!(";probe:{day}"), Bytes::from_static(PROBE));
+    let probe = submit_at(1, FUNCTION, &format!(";probe:{}", hub.second_after(Duration::ZERO)), Bytes::from_static(PROBE));
     match session.call(vec![probe]).await.ok()?.as_slice() {
-        [Reply::Created(handle)] => {
-            drop(session.cancel(std::slice::from_ref(handle)).await);
-            None
+        [Reply::Created(_)] => {
+            // Whoever looks next removes it otherwise.
+            hub.empty(server, FUNCTION).await.err().map(|e| format!("a job cannot be removed: {}", chain(&e)))
         }
         [Reply::Refused { code, text }] => Some(format!(
             "it takes no job for later ({code}, {text}), so there are neither delays nor guards; its redis module is known for that"

@@ -166,8 +166,16 @@ impl Line {
             ..NativeFacts::default()
         };
         let (raw, lease) = (job.data.clone(), unique.ttr);
-        let reservation =
-            Lease { server: self.server.clone(), queue: queue.clone(), link: link.clone(), job, unique, deadline, guard, touching: 0 };
+        let reservation = Lease {
+            server: self.server.clone(),
+            queue: queue.clone(),
+            link: link.clone(),
+            job,
+            unique,
+            deadline,
+            guard,
+            touching: 0,
+        };
         let receipt = hub.leases().grant(reservation);
         Delivery { receipt, queue: queue.name.clone(), raw, native, lease, deadline }
     }

@@ -40,12 +40,15 @@ impl Walk {
             let packets: Vec<Packet> = announce.take().into_iter().chain(vec![grab(); count]).collect();
             let got: Vec<Job> = link.call(packets).await?.replies.into_iter().filter_map(assigned).collect();
             let all = got.len() == count;
-            jobs.extend(got.into_iter().filter(|job| job.data != PROBE));
+            jobs.extend(got);
             if !all {
                 break;
             }
         }
-        Ok(Self { link, function: function.to_owned(), jobs })
+        let mut walk = Self { link, function: function.to_owned(), jobs };
+        let probes: Vec<Job> = walk.jobs.extract_if(.., |job| job.data == PROBE).collect();
+        walk.remove(&probes).await?;
+        Ok(walk)
     }
 
     /// Removes some of the jobs.
