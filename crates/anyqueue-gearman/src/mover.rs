@@ -76,7 +76,7 @@ impl Station {
         }
         let Some(link) = self.link.clone() else { return Err(error::closed()) };
         let new = queues.iter().skip(self.announced).flat_map(|queue| queue.functions.due());
-        link.submit(new.map(|function| can_do(function)).collect())?;
+        link.submit(new.map(can_do).collect())?;
         self.announced = queues.len();
         loop {
             let replies = link.call(vec![grab(); PART]).await?.replies;

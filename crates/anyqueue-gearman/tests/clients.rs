@@ -20,7 +20,7 @@ fn gearman(server: SocketAddr, arguments: &[&str]) -> Command {
 }
 
 async fn output(mut command: Command) -> Output {
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    tokio::task::spawn_blocking(move || command.output().expect("gearman-tools are installed")).await.expect("no panic")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,6 +44,25 @@ async fn a_silent_workers_task_comes_back_once() {
     assert!(reserve(&mut *second, 1, TTR * 4).await.unwrap().is_empty(), "the task came a third time");
 }
 
+/// A touch that the server answers after the lease's old end has renewed it: the worker's clock waits for the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_answer_to_a_touch_costs_no_lease() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let broker = connect(proxy.address(), "").await;
+    send(&*broker, &[Sample::new(1).ttr(TTR * 2).envelope()]).await;
+    let mut consumer = consume(&*broker).await;
+    let delivery = one(&mut *consumer).await;
+    proxy.delay(TTR);
+    tokio::time::sleep(TTR / 2).await;
+    let task = shared::read(&delivery).unchanged(Duration::ZERO);
+    let touch = anyqueue_core::Touch { receipt: delivery.receipt.clone(), ttr: Duration::from_secs(60), task };
+    consumer.settler().touch(&[touch]).await.remove(0).unwrap();
+    proxy.delay(Duration::ZERO);
+    done(&*consumer, &delivery).await;
+    assert!(reserve(&mut *consumer, 1, TTR * 3).await.unwrap().is_empty(), "a task came again that was touched in time");
+}
+
 /// Guards of settled tasks are cancelled, so a server does not fill up with them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_settled_tasks_guard_is_gone_when_it_is_due() {
