@@ -38,6 +38,21 @@ async fn one_of_two_servers_may_die_and_come_back() {
     }
 }
 
+/// Who asks without waiting is told what any of the servers has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_without_waiting_looks_at_all_servers() {
+    let (one, two) = (gearmand::start(&[]).await.unwrap(), gearmand::start(&[]).await.unwrap());
+    let both = connect_url(&format!("gearman://{},{}", one.address(), two.address())).await;
+    let mut consumer = consume(&*both).await;
+    for n in 0..10 {
+        let alone = connect(if n % 2 == 0 { one.address() } else { two.address() }, "").await;
+        send(&*alone, &[Sample::new(n).envelope()]).await;
+        let got = shared::reserve(&mut *consumer, 1, Duration::ZERO).await.unwrap();
+        assert_eq!(got.iter().filter_map(Sample::number).collect::<Vec<_>>(), [n]);
+        done(&*consumer, &got[0]).await;
+    }
+}
+
 /// Only what the operator says of the server's store is known, and nothing is durable until it is said.
 #[tokio::test(flavor = "multi_thread")]
 async fn check_tells_what_a_store_loses() {
