@@ -19,8 +19,9 @@ use crate::walk::{Walk, peeked};
 /// So many jobs are asked for or cancelled at once.
 const PART: usize = 64;
 
-/// Up to so many delayed tasks, and four times as many jobs in all, are looked through for cancelled ones to be counted.
+/// Up to so many delayed tasks, and so many jobs in all, are looked through for cancelled ones to be counted.
 const FEW: u64 = 1000;
+const FEW_IN_ALL: u64 = 100_000;
 
 /// A waiting job, found by its unique id.
 struct Found {
@@ -55,7 +56,7 @@ async fn stats(hub: &Hub, queue: &Queue) -> Result<Stats> {
                 late += of.total;
             } else if of.function == functions.delay {
                 delayed += of.total;
-                let few = of.total > 0 && of.total <= FEW && all <= FEW * 4;
+                let few = of.total > 0 && of.total <= FEW && all <= FEW_IN_ALL;
                 listed += if few { cancelled_of(server, queue, of.total).await? } else { 0 };
             } else if of.function == functions.held {
                 held += of.total;

@@ -90,6 +90,11 @@ impl Hub {
         }
         let mut walk = Walk::start(server, &queue.functions.held, usize::MAX).await?;
         walk.jobs.sort_by_key(made);
+        // A worker that was killed while it held a task has left it in two places, and the next one held it again.
+        let mut known = HashSet::new();
+        let is_again = |job: &mut Job| Unique::read(&job.unique).is_some_and(|unique| !known.insert(unique.id));
+        let again: Vec<Job> = walk.jobs.extract_if(.., is_again).collect();
+        walk.remove(&again).await?;
         Ok(walk)
     }
 

@@ -119,6 +119,24 @@ async fn guards_that_survive_a_restart_bring_nothing_twice() {
     until("guards are left", || jobs(server.address(), "orders;guard") == (0, 0)).await;
 }
 
+/// A task that was held, and ran and was held again since its worker died in between, is held once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_was_held_twice_is_listed_and_kicked_once() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let task = Sample::new(1).envelope();
+    for _ in 0..2 {
+        send(&*broker, std::slice::from_ref(&task)).await;
+        let mut consumer = consume(&*broker).await;
+        let delivery = one(&mut *consumer).await;
+        let body = shared::read(&delivery).held("look", false, std::time::SystemTime::now());
+        settle(&*consumer.settler(), &delivery.receipt, Settlement::Hold(body, "look".into())).await.unwrap();
+    }
+    assert_eq!(broker.admin().held(&shared::queue(), None, 10).await.unwrap().tasks.len(), 1);
+    assert_eq!(broker.admin().kick(&shared::queue(), &anyqueue_core::Which::All).await.unwrap(), 1);
+    assert_eq!(jobs(server.address(), "orders;held").0, 0);
+}
+
 /// Where no guard can be written no task is handed out, none is lost, and the error says why.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_without_a_guard_is_not_handed_out() {
