@@ -24,6 +24,10 @@ const OPTIONAL: &[(&str, &[&str], Option<&Driver>)] = &[
     ("sqs", anyqueue_sqs::DRIVER.schemes, Some(&anyqueue_sqs::DRIVER)),
     #[cfg(not(feature = "sqs"))]
     ("sqs", &["sqs"], None),
+    #[cfg(feature = "gearman")]
+    ("gearman", anyqueue_gearman::DRIVER.schemes, Some(&anyqueue_gearman::DRIVER)),
+    #[cfg(not(feature = "gearman"))]
+    ("gearman", &["gearman", "gearmand"], None),
 ];
 
 /// The drivers that brokers are chosen from.

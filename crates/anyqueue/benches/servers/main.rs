@@ -1,21 +1,29 @@
 //! The whole of anyqueue on servers beside the least that a client must do for the same promise, in one run.
 //!
-//! `cargo bench -p anyqueue --all-features --bench servers [-- TASKS] [BROKER …]`; brokers: `redis`, `beanstalkd`, `sqs`.
+//! `cargo bench -p anyqueue --all-features --bench servers [-- TASKS] [BROKER …]`; brokers: `redis`, `beanstalkd`, `sqs`,
+//! `gearman`.
 //! Each server is started for this, with its tasks on disk as an operator would keep them: Redis with its append-only file
-//! flushed each second, beanstalkd with its binlog and its own default of a flush each 50 ms.
+//! flushed each second, beanstalkd with its binlog and its own default of a flush each 50 ms, gearmand with its jobs in SQLite,
+//! which is some hundred times slower, so that it gets a hundredth of the tasks; and once more with all in memory.
 
 mod beanstalkd;
+mod gearman;
 #[path = "../load/mod.rs"]
 mod load;
 mod redis;
 mod sqs;
 
+use anyqueue_testkit::servers::gearmand;
 use anyqueue_testkit::{Launch, Process, Server};
 use load::{Raw, latency, queues, speed, wanted};
 
 async fn measured(name: &str, server: &Process, raw: &mut impl Raw, tasks: usize) {
-    println!("{name}");
-    let broker = format!("url = \"{name}://{}\"", server.address());
+    measured_with(name, "", server, raw, tasks).await;
+}
+
+async fn measured_with(name: &str, options: &str, server: &Process, raw: &mut impl Raw, tasks: usize) {
+    println!("{name}{options}");
+    let broker = format!("url = \"{name}://{}{options}\"", server.address());
     let (ours, other) = (queues(&broker, "").await, queues(&broker, "").await);
     let used = || server.id().map_or(0.0, load::meter::cpu_of);
     speed(&ours, raw, tasks, used).await;
@@ -38,6 +46,17 @@ async fn run(tasks: usize) {
     if wanted("beanstalkd") {
         let server = start("beanstalkd", &["-l", "127.0.0.1", "-p", "{port}", "-b", "{dir}"]).await;
         measured("beanstalkd", &server, &mut beanstalkd::RawBeanstalkd(server.address()), tasks).await;
+    }
+    if wanted("gearman") {
+        let stores = [("libsqlite3", &[][..], tasks / 100), ("builtin", gearmand::BUILTIN, tasks / 10)];
+        for (store, arguments, tasks) in stores {
+            for lease in ["guard", "connection"] {
+                let server = gearmand::start(arguments).await.expect("starts");
+                let options = format!("?queue_type={store}&lease={lease}");
+                let mut raw = gearman::RawGearman::new(server.address());
+                measured_with("gearman", &options, &server, &mut raw, tasks).await;
+            }
+        }
     }
 }
 

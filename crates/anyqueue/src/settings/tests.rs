@@ -244,10 +244,11 @@ fn the_more_exact_route_is_tried_first() {
 }
 
 /// Servers and their samples.
-const OWN: [(&str, &str); 3] = [
+const OWN: [(&str, &str); 4] = [
     ("beanstalkd", include_str!("../../../../config/queue.beanstalkd.toml")),
     ("redis", include_str!("../../../../config/queue.redis.toml")),
     ("sqs", include_str!("../../../../config/queue.sqs.toml")),
+    ("gearman", include_str!("../../../../config/queue.gearman.toml")),
 ];
 
 #[test]

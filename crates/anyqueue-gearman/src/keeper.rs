@@ -1,0 +1,150 @@
+//! The end of reservations: by a worker, by giving back, or by the clock.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use anyqueue_core::{Error, Result};
+use futures::future::join_all;
+use gearman::protocol::Packet;
+
+use crate::guard::Sweep;
+use crate::hub::Hub;
+use crate::lease::Lease;
+use crate::names::{Kind, Unique, guards};
+use crate::packet::{Reply, complete, echo, status};
+
+/// How often leases are looked through for those that have ended.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Ends leases whose time is over, for as long as the broker lives.
+pub(crate) async fn run(hub: Weak<Hub>) {
+    loop {
+        let Some(strong) = hub.upgrade() else { return };
+        if strong.is_closed() {
+            return;
+        }
+        if strong.leases().is_empty() {
+            // The broker may be dropped meanwhile.
+            let waiting = strong.leased.notified();
+            drop(tokio::time::timeout(Duration::from_secs(1), waiting).await);
+            continue;
+        }
+        let until = strong.clock.now() + TICK;
+        let sleeping = strong.clock.sleep_until(until);
+        drop(strong);
+        sleeping.await;
+        let Some(strong) = hub.upgrade() else { return };
+        let ended = strong.leases().ended(strong.clock.now());
+        if !ended.is_empty() {
+            strong.expire(ended).await;
+        }
+    }
+}
+
+impl Hub {
+    /// Submits what follows each task, then removes the task: confirmed first, removed second.
+    pub(crate) async fn replace(&self, items: Vec<(Lease, Packet)>) -> Vec<(Lease, Result<()>)> {
+        let mut by_server: HashMap<usize, Vec<(Lease, Packet)>> = HashMap::new();
+        for item in items {
+            by_server.entry(item.0.server.place).or_default().push(item);
+        }
+        let on_server = async |items: Vec<(Lease, Packet)>| {
+            let (leases, packets): (Vec<_>, Vec<_>) = items.into_iter().unzip();
+            let put = self.put(&self.servers[leases[0].server.place], packets).await;
+            let (copied, mut failed): (Vec<_>, Vec<_>) = leases.into_iter().zip(put).partition(|(_, put)| put.is_ok());
+            let copied: Vec<_> = copied.into_iter().map(|(lease, _)| lease).collect();
+            let finished = self.finish(&copied).await;
+            let mut answers: Vec<_> = copied.into_iter().zip(finished).collect();
+            answers.extend(failed.drain(..).map(|(lease, put)| (lease, put.map(drop))));
+            answers
+        };
+        join_all(by_server.into_values().map(on_server)).await.into_iter().flatten().collect()
+    }
+
+    /// Removes tasks, and waits until the servers have done it.
+    pub(crate) async fn finish(&self, leases: &[Lease]) -> Vec<Result<()>> {
+        let mut by_link: HashMap<u64, Vec<usize>> = HashMap::new();
+        for (at, lease) in leases.iter().enumerate() {
+            by_link.entry(lease.link.number).or_default().push(at);
+        }
+        let on_link = async |places: &Vec<usize>| {
+            let mut packets: Vec<Packet> = places.iter().map(|at| complete(&leases[*at].job.handle)).collect();
+            packets.push(echo());
+            match leases[places[0]].link.call(packets).await {
+                // An end has no answer of its own, and which one was refused is not said.
+                Ok(answered) if answered.not_found == 0 => Ok(()),
+                Ok(_) => Err(Error::lease_lost().effect_unknown()),
+                Err(e) if e.effect() == anyqueue_core::Effect::None => Err(Error::lease_lost().because(e)),
+                Err(e) => Err(e),
+            }
+        };
+        let mut answers: Vec<Result<()>> = leases.iter().map(|_| Ok(())).collect();
+        for (places, answer) in by_link.values().zip(join_all(by_link.values().map(on_link)).await) {
+            for at in places {
+                match &answer {
+                    Ok(()) => {
+                        if let Some(guard) = leases[*at].guard.clone() {
+                            // It is looked at when it falls due if nobody cancels it.
+                            drop(self.sweeping.send(Sweep::Guard(guard)));
+                        }
+                    }
+                    Err(e) => answers[*at] = Err(e.duplicate()),
+                }
+            }
+        }
+        answers
+    }
+
+    /// Makes reserved tasks ready again with nothing counted.
+    pub(crate) async fn give_back(&self, leases: Vec<Lease>) {
+        let back = |lease: Lease| {
+            let (queue, own) = (lease.queue.clone(), &lease.unique);
+            let next = Unique::next(&queue.functions, own.id, Kind::Ready, own.band, own.ttr, own.lost);
+            let packet = self.job(&queue, &next, Duration::ZERO, lease.job.data.clone());
+            (lease, packet)
+        };
+        for (lease, answer) in self.replace(leases.into_iter().map(back).collect()).await {
+            if let Err(e) = answer {
+                let (queue, error) = (lease.queue.name.as_str(), anyqueue_core::chain(&e));
+                tracing::warn!(queue, error, "a task cannot be given back; it comes again when its connection or lease ends");
+            }
+        }
+    }
+
+    /// Makes tasks ready again whose workers said nothing in time.
+    async fn expire(self: &Arc<Self>, leases: Vec<Lease>) {
+        let (mut mine, mut taken) = (Vec::new(), Vec::new());
+        for lease in leases {
+            if self.is_taken_over(&lease).await { taken.push(lease) } else { mine.push(lease) }
+        }
+        self.finish(&taken).await;
+        let again = |lease: Lease| {
+            let next = lease.unique.after_loss();
+            let packet = self.job(&lease.queue.clone(), &next, Duration::ZERO, lease.job.data.clone());
+            (lease, packet)
+        };
+        for (lease, answer) in self.replace(mine.into_iter().map(again).collect()).await {
+            if let Err(e) = answer {
+                let (queue, error) = (lease.queue.name.as_str(), anyqueue_core::chain(&e));
+                tracing::warn!(queue, error, "a task whose lease has ended cannot be made ready yet");
+                if !lease.link.is_dead() {
+                    self.leases().grant(lease);
+                }
+            }
+        }
+    }
+
+    /// Whether somebody else has made a task ready again while we were frozen: its guard is gone then.
+    async fn is_taken_over(&self, lease: &Lease) -> bool {
+        if lease.guard.is_none() {
+            return false;
+        }
+        let Ok(session) = lease.server.session().await else { return false };
+        let asked = guards(&lease.queue.functions, &lease.job.unique).map(|unique| status(&unique));
+        match session.call(asked.into()).await {
+            Ok(replies) => !replies.iter().any(|reply| matches!(reply, Reply::Status(status) if status.known)),
+            Err(_) => false,
+        }
+    }
+}

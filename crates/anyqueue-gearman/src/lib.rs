@@ -1,0 +1,151 @@
+//! The Gearman broker of anyqueue.
+//!
+//! `gearman://host:4730`, or several job servers in one URL: `gearman://a,b:4731`. A queue is the function of its name, so
+//! background jobs that any other client submits run like ours, and its workers can read ours. gearmand 1.1.20 or later,
+//! started with `-q libsqlite3`; it does not tell, so `queue_type = "libsqlite3"` says it here.
+//!
+//! A job server gives jobs to whoever is connected and takes them back when the connection ends. All else is built on that:
+//!
+//! * Delayed tasks are jobs for later (`SUBMIT_JOB_EPOCH`) in the function `<queue>;delay`. No server of version 1.1 wakes
+//!   anybody when one falls due, so each process that works on the queue looks once a second and moves what is due.
+//! * A lease is kept by the worker's own clock. For the case that the worker is frozen, a copy of each reserved task, its
+//!   *guard*, is in `<queue>;guard` and falls due when the lease ends. While the task runs, the lease's end is noted with
+//!   it as its progress, so a touch costs one small packet. The task of a worker that ended finds the old guard: that is
+//!   how deaths are noticed. `lease = "connection"` does without guards: two writes less for each task, and a frozen
+//!   worker keeps its tasks until its connection ends.
+//! * A retry, release or hold submits a new job and then ends the old one. Held tasks are in `<queue>;held`, for which
+//!   there are no workers. Whoever looks at tasks reserves them for a moment.
+//! * The server tells a worker nothing of priority and TTR, so they are in the unique id; the unique key of a caller is
+//!   used in its place where one is asked for, and then the body is read.
+//!
+//! Good to know:
+//! * Within one function high comes before normal and normal before low. Jobs for later would hide low ones, and are
+//!   therefore kept in functions of their own.
+//! * A cancelled job stays in the server's memory until it would have been due, at most two minutes for a guard, and is
+//!   counted meanwhile.
+//! * A client that waits for a result (a foreground job) gets an empty one when its task is settled in any way.
+//! * A job that somebody submitted with the unique id `-` or none at all cannot be found again, and is not guarded.
+//! * A frozen worker's task is marked in `<queue>;late` when another takes its place, since the server counts it as running
+//!   until that worker goes on or ends.
+//! * Whoever is frozen or cut off in the moment in which it moves a due task keeps it until its connection ends.
+//!
+//! The rooms: `packet` and `link` (one connection, many requests under way, on the codec of the `gearman` crate), `server`
+//! (the connections to one job server), `hub` (what all parts share), `names` (functions and unique ids), `send`, `line`,
+//! `feed` and `consumer` (reserving), `lease` and `keeper` (what is reserved, and its end), `guard` and `mover` (what falls
+//! due), `settle`, `mark` (declaring and pausing), `walk`, `admin` and `diagnose` (the operator's verbs).
+
+mod admin;
+mod broker;
+mod config;
+mod consumer;
+mod diagnose;
+mod error;
+mod feed;
+mod guard;
+mod hub;
+mod keeper;
+mod lease;
+mod line;
+mod link;
+mod mark;
+mod mover;
+mod names;
+mod packet;
+mod send;
+mod server;
+mod settle;
+mod walk;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyqueue_core::priority::GEARMAN_BANDS;
+use anyqueue_core::time::{MAX_DELAY, MAX_TTR};
+use anyqueue_core::{
+    Batch, Bounds, Broker, Capabilities, ConnectOptions, Counts, Death, Driver, Durability, Exactness, Fencing, Levels, Link,
+    Order, Support,
+};
+
+use crate::broker::Gearman;
+
+const STEP: Duration = Duration::from_secs(1);
+
+const COPY: &str = "a new job is submitted and then the old one ended: a crash in between makes a duplicate";
+
+pub(crate) const CAPABILITIES: Capabilities = Capabilities {
+    priority: Support::Native(Levels::Bands(GEARMAN_BANDS)),
+    priority_ranges: Support::Needs(
+        (),
+        "a broker with more than three levels: a job server gives what is most urgent to anybody",
+    ),
+    delay: Support::Emulated(
+        Bounds { max: MAX_DELAY, step: STEP },
+        "workers look once a second for what is due; while none runs, nothing is moved",
+    ),
+    ttr: Support::Emulated(
+        Bounds { max: MAX_TTR, step: STEP },
+        "kept by the worker's clock; a frozen worker's task comes back by its guard, which another worker must be there to see",
+    ),
+    touch: Support::Emulated(None, "kept by the worker's clock and noted with the task"),
+    retry: Support::Emulated((), COPY),
+    release: Support::Emulated(
+        (),
+        "a new job is submitted and then the old one ended: the task goes behind the others of its level",
+    ),
+    hold: Support::Emulated((), "held tasks are in the function `<queue>;held`; a crash while one moves there makes a duplicate"),
+    delete_held: Support::Emulated((), "all held tasks are reserved for a moment to find the one"),
+    delete_waiting: Support::Emulated((), "found in the list of all jobs of the server; only tasks that anyqueue has sent"),
+    peek: Support::Emulated(
+        (),
+        "the tasks are reserved for a moment and go behind the others of their level; delayed ones are counted and not shown",
+    ),
+    info: Support::Needs((), "a task log: a job server tells nothing of one task"),
+    pause: Support::Emulated((), "our workers look for a mark, within half a second; other clients' workers go on"),
+    deaths: Support::Emulated((), "known by the guard that was left behind; a connection that broke counts as one too"),
+    unique: Support::Emulated((), "the server's unique id, until the task is put back, retried or held for the first time"),
+    order: Order::Fifo,
+    durability: Durability::Process,
+    batch: Batch { send: 256, reserve: 64, settle: 64 },
+    max_payload: Some(config::MAX_BODY),
+    counts: Counts {
+        ready: Exactness::Approximate,
+        delayed: Exactness::Approximate,
+        reserved: Exactness::Approximate,
+        held: Exactness::Exact,
+        oldest: Exactness::Unknown,
+    },
+    fencing: Fencing::Deadline(
+        "a retry or hold that is on its way when a frozen worker's lease ends leaves its copy beside the one that took over",
+    ),
+    link: Link::Network { liveness: config::LIVENESS },
+    death: Death::AtOnce,
+    frozen_bound: Duration::ZERO,
+    settle_window: Duration::ZERO,
+    same_id: Support::Emulated((), "recognised while the task is where it was first put, or reserved from there"),
+    max_queue_name: None,
+    ..Capabilities::FULL
+};
+
+/// What differs under `lease = "connection"`.
+pub(crate) const CONNECTION: Capabilities = Capabilities {
+    ttr: Support::Emulated(
+        Bounds { max: MAX_TTR, step: STEP },
+        "kept by the worker's clock; a frozen worker keeps its tasks until its connection ends",
+    ),
+    deaths: Support::Needs((), "`lease = \"guard\"`: without guards nobody knows that a worker ended with a task"),
+    frozen_bound: Duration::MAX,
+    ..CAPABILITIES
+};
+
+/// The Gearman broker.
+pub const DRIVER: Driver = Driver {
+    name: "gearman",
+    schemes: &["gearman", "gearmand"],
+    summary: "tasks as background jobs of one or several Gearman job servers, shared with clients of any language",
+    example: "gearman://127.0.0.1:4730",
+    options: config::OPTIONS,
+    capabilities: CAPABILITIES,
+    connect: |options: ConnectOptions| {
+        Box::pin(async move { Gearman::connect(options).await.map(|broker| Arc::new(broker) as Arc<dyn Broker>) })
+    },
+};

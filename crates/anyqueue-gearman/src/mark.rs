@@ -1,0 +1,197 @@
+//! Marks of a queue: that it exists, and that it is paused.
+//!
+//! A job server forgets a function that has no jobs and no workers when it is restarted. So each queue has a job that
+//! nobody works in a function of its own, and a paused one has another, whose data says until when.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyqueue_core::time::unix_millis;
+use anyqueue_core::{Create, Declared, Error, ErrorKind, Moment, Paused, QueueName, Result};
+use bytes::Bytes;
+
+use crate::error;
+use crate::hub::{Hub, Queue};
+use crate::link::Link;
+use crate::mover::assigned;
+use crate::names::Band;
+use crate::packet::{Job, Reply, Status, can_do, cant_do, complete, echo, grab, status, submit};
+use crate::server::Server;
+
+/// How long what is known of a pause is taken as true.
+const FRESH: Duration = Duration::from_millis(400);
+
+/// How often, and how long each time, a mark that somebody else is just reading is waited for.
+const TRIES: u32 = 40;
+const BETWEEN: Duration = Duration::from_millis(25);
+
+/// What is known of a queue's pause.
+#[derive(Debug, Default)]
+pub(crate) struct Pause {
+    checked: Option<Moment>,
+    /// The mark's unique id, and until when it says, in milliseconds since 1970.
+    mark: Option<(String, Option<u64>)>,
+}
+
+fn lock(pause: &Mutex<Pause>) -> std::sync::MutexGuard<'_, Pause> {
+    pause.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hub {
+    async fn statuses(&self, server: &Server, uniques: &[String]) -> Result<Vec<Status>> {
+        let replies = server.session().await?.call(uniques.iter().map(|unique| status(unique)).collect()).await?;
+        let one = |reply| match reply {
+            Reply::Status(status) => Ok(status),
+            other => Err(error::unexpected(&other, "GET_STATUS_UNIQUE")),
+        };
+        replies.into_iter().map(one).collect()
+    }
+
+    /// The servers that answer. An error if there is none.
+    pub(crate) async fn live(&self) -> Result<Vec<&std::sync::Arc<Server>>> {
+        let (mut live, mut missing) = (Vec::new(), None);
+        for server in &self.servers {
+            match server.session().await {
+                Ok(_) => live.push(server),
+                Err(e) => missing = Some(e),
+            }
+        }
+        match missing {
+            Some(e) if live.is_empty() => Err(e),
+            _ => Ok(live),
+        }
+    }
+
+    /// Sees to it that a queue exists on all servers.
+    pub(crate) async fn declare(&self, name: &QueueName, create: Create) -> Result<Declared> {
+        let (queue, live) = (self.queue(name), self.live().await?);
+        let (mut known, mut unmarked) = (false, Vec::new());
+        for server in live {
+            let marked = self.statuses(server, &[queue.functions.mark_id()]).await?.iter().any(|status| status.known);
+            let function = |name: &str| name == queue.functions.ready;
+            known |= marked || server.session().await?.status().await?.iter().any(|of| function(&of.function));
+            if !marked {
+                unmarked.push(server);
+            }
+        }
+        if create == Create::Never && !known {
+            let text = format!("there is no queue `{name}`, and the settings say create = \"never\"; run `queue-runner init`");
+            return Err(Error::new(ErrorKind::NotFound, text));
+        }
+        if create == Create::Auto {
+            for server in unmarked {
+                self.put_mark(server, &queue.functions.mark, &queue.functions.mark_id(), "declared").await?;
+            }
+        }
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+        Ok(Declared { created: !known, drift: Vec::new() })
+    }
+
+    pub(crate) fn is_declared(&self, name: &QueueName) -> bool {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+
+    async fn put_mark(&self, server: &Server, function: &str, unique: &str, text: &str) -> Result<()> {
+        let mark = submit(Band::Normal, function, unique, Bytes::copy_from_slice(text.as_bytes()));
+        self.put(server, vec![mark]).await.into_iter().collect::<Result<Vec<_>>>().map(drop)
+    }
+
+    /// Reserves the marks of a pause on a connection of its own: whoever drops it gives them back.
+    async fn marks(&self, server: &Server, queue: &Queue) -> Result<(std::sync::Arc<Link>, Vec<Job>)> {
+        let link = server.connect("anyqueue:pause").await?;
+        for _ in 0..TRIES {
+            let answered = link.call(vec![can_do(&queue.functions.pause), grab(), grab()]).await?;
+            let marks: Vec<Job> = answered.replies.into_iter().filter_map(assigned).collect();
+            let known = self.statuses(server, &queue.functions.pause_ids()).await?.iter().filter(|of| of.known).count();
+            if marks.len() >= known {
+                return Ok((link, marks));
+            }
+            // Somebody else is reading one.
+            link.call(vec![cant_do(&queue.functions.pause), echo()]).await?;
+            tokio::time::sleep(BETWEEN).await;
+        }
+        Err(Error::new(ErrorKind::Busy, "somebody else has the queue's mark of a pause; try again"))
+    }
+
+    /// The pause that is marked on one server.
+    async fn marked(&self, server: &Server, queue: &Queue) -> Result<Option<(String, Option<u64>)>> {
+        let known = self.statuses(server, &queue.functions.pause_ids()).await?;
+        let unique = known.iter().zip(queue.functions.pause_ids()).find(|(status, _)| status.known).map(|(_, unique)| unique);
+        let Some(unique) = unique else { return Ok(None) };
+        if let Some((same, until)) = &lock(&queue.pause).mark
+            && *same == unique
+        {
+            return Ok(Some((unique, *until)));
+        }
+        let (link, marks) = self.marks(server, queue).await?;
+        link.call(vec![cant_do(&queue.functions.pause), echo()]).await?;
+        Ok(marks.into_iter().next_back().map(|mark| {
+            let until = std::str::from_utf8(&mark.data).ok().and_then(|text| text.strip_prefix("until ")?.parse().ok());
+            (mark.unique, until)
+        }))
+    }
+
+    fn paused_until(&self, mark: &Option<(String, Option<u64>)>) -> Paused {
+        match mark {
+            None => Paused::No,
+            Some((_, None)) => Paused::Yes(None),
+            Some((_, Some(until))) => match until.saturating_sub(unix_millis(self.clock.wall())) {
+                0 => Paused::No,
+                left => Paused::Yes(Some(Duration::from_millis(left))),
+            },
+        }
+    }
+
+    /// Whether a queue is paused, now or as was found out a moment ago.
+    pub(crate) async fn is_paused(&self, server: &Server, queue: &Queue, now_at_once: bool) -> Result<bool> {
+        let now = self.clock.now();
+        if !now_at_once {
+            let pause = lock(&queue.pause);
+            if pause.checked.is_some_and(|checked| now.since(checked) < FRESH) {
+                return Ok(self.paused_until(&pause.mark) != Paused::No);
+            }
+        }
+        let mark = self.marked(server, queue).await?;
+        let paused = self.paused_until(&mark) != Paused::No;
+        *lock(&queue.pause) = Pause { checked: Some(now), mark };
+        Ok(paused)
+    }
+
+    fn forget_pause(queue: &Queue) {
+        *lock(&queue.pause) = Pause::default();
+        queue.bell.notify_waiters();
+    }
+
+    pub(crate) async fn pause(&self, queue: &Queue, time: Option<Duration>) -> Result<()> {
+        let until = time.map(|time| unix_millis(self.clock.wall()).saturating_add(time.as_millis() as u64));
+        let text = until.map_or_else(|| "paused".to_owned(), |until| format!("until {until}"));
+        for server in self.live().await? {
+            let (link, old) = self.marks(server, queue).await?;
+            // The server would take a second mark of the same id as the first one.
+            let free = queue.functions.pause_ids().into_iter().find(|id| old.iter().all(|mark| mark.unique != *id));
+            let unique = free.unwrap_or_else(|| queue.functions.pause_ids()[0].clone());
+            self.put_mark(server, &queue.functions.pause, &unique, &text).await?;
+            link.call(old.iter().map(|mark| complete(&mark.handle)).chain([echo()]).collect()).await?;
+        }
+        Self::forget_pause(queue);
+        Ok(())
+    }
+
+    pub(crate) async fn resume(&self, queue: &Queue) -> Result<()> {
+        for server in self.live().await? {
+            let (link, old) = self.marks(server, queue).await?;
+            link.call(old.iter().map(|mark| complete(&mark.handle)).chain([echo()]).collect()).await?;
+        }
+        Self::forget_pause(queue);
+        Ok(())
+    }
+
+    pub(crate) async fn paused(&self, queue: &Queue) -> Result<Paused> {
+        for server in self.live().await? {
+            if let paused @ Paused::Yes(_) = self.paused_until(&self.marked(server, queue).await?) {
+                return Ok(paused);
+            }
+        }
+        Ok(Paused::No)
+    }
+}

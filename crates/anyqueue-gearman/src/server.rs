@@ -1,0 +1,254 @@
+//! One job server: how it is reached, and the pair of connections for everything but reserving.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyqueue_core::{Error, Result};
+use gearman::admin::{AdminClient, FunctionStatus};
+use gearman::{GearmanError, protocol::Packet};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, timeout};
+
+use crate::config::Host;
+use crate::error;
+use crate::link::Link;
+use crate::packet::{Reply, client_id, echo};
+
+/// The longest time that a server which refused is left alone.
+const MAX_BACK_OFF: Duration = Duration::from_secs(2);
+
+/// What `info` tells.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) round_trips: Arc<AtomicU64>,
+    pub(crate) reconnects: AtomicU64,
+}
+
+/// One job server.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) place: usize,
+    pub(crate) address: String,
+    host: Host,
+    patience: Duration,
+    runtime: Handle,
+    counters: Arc<Counters>,
+    session: tokio::sync::Mutex<Option<Arc<Session>>>,
+    state: Mutex<State>,
+    closed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    links: Vec<std::sync::Weak<Link>>,
+    version: Option<String>,
+    refused: u32,
+    alone_until: Option<(Instant, Error)>,
+    connected_before: bool,
+}
+
+/// Two connections to one run of a job server, one for packets and one for the text protocol. Handles of jobs are numbered
+/// anew when a server starts, so a handle is only good for cancelling over the session that it came from.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) link: Arc<Link>,
+    text: tokio::sync::Mutex<Text>,
+    address: String,
+    patience: Duration,
+    trips: Arc<AtomicU64>,
+}
+
+struct Text(AdminClient<TcpStream>);
+
+impl std::fmt::Debug for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Text")
+    }
+}
+
+impl Server {
+    pub(crate) fn new(place: usize, host: Host, patience: Duration, counters: Arc<Counters>) -> Self {
+        Self {
+            place,
+            address: host.address(),
+            host,
+            patience,
+            runtime: Handle::current(),
+            counters,
+            session: tokio::sync::Mutex::default(),
+            state: Mutex::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn version(&self) -> Option<String> {
+        self.state().version.clone()
+    }
+
+    pub(crate) fn open(&self) -> u64 {
+        self.state().links.iter().filter(|link| link.upgrade().is_some_and(|link| !link.is_dead())).count() as u64
+    }
+
+    async fn stream(&self) -> Result<TcpStream> {
+        let connecting = TcpStream::connect((self.host.name.as_str(), self.host.port));
+        let connected = match timeout(self.patience, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        };
+        // Without it each small packet waits for the acknowledgement of the one before: 22 jobs a second.
+        connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream)).map_err(|e| error::unreachable(e, &self.address))
+    }
+
+    /// Makes a connection. A server that refused is left alone for a while: until then the answer is the last one.
+    pub(crate) async fn connect(&self, name: &str) -> Result<Arc<Link>> {
+        if let Some((until, e)) = &self.state().alone_until
+            && Instant::now() < *until
+        {
+            return Err(e.duplicate());
+        }
+        let stream = match self.stream().await {
+            Ok(stream) => stream,
+            Err(e) => {
+                self.refused(&e);
+                return Err(e);
+            }
+        };
+        if self.closed.load(Ordering::Acquire) {
+            return Err(error::closed());
+        }
+        let trips = self.counters.round_trips.clone();
+        let link = Arc::new(Link::new(&self.runtime, self.address.clone(), stream, self.patience, trips));
+        let mut state = self.state();
+        (state.refused, state.alone_until) = (0, None);
+        state.links.retain(|link| link.strong_count() > 0);
+        state.links.push(Arc::downgrade(&link));
+        drop(state);
+        link.submit(vec![client_id(name)])?;
+        Ok(link)
+    }
+
+    fn refused(&self, why: &Error) {
+        let mut state = self.state();
+        state.refused = (state.refused + 1).min(8);
+        let most = Duration::from_millis(25 << state.refused).min(MAX_BACK_OFF);
+        // Jitter: the instant's own digits are random enough to keep clients apart.
+        let part = Duration::from_nanos(u64::from(Instant::now().elapsed().subsec_nanos()) + most.as_nanos() as u64 / 2);
+        state.alone_until = Some((Instant::now() + part.min(most), why.duplicate()));
+    }
+
+    /// The present session, or a new one.
+    pub(crate) async fn session(&self) -> Result<Arc<Session>> {
+        let mut session = self.session.lock().await;
+        if let Some(live) = session.as_ref().filter(|session| !session.link.is_dead()) {
+            return Ok(live.clone());
+        }
+        let link = self.connect("anyqueue").await?;
+        let text = AdminClient::from_stream(self.stream().await?);
+        // The link lives after the second connection was made: both are to the same run of the server.
+        let answered = link.call(vec![echo()]).await?;
+        if !matches!(answered.replies.as_slice(), [Reply::Echo]) {
+            return Err(Error::unavailable(format!("the job server at {} does not answer an echo", self.address)));
+        }
+        let (address, patience, trips) = (self.address.clone(), self.patience, self.counters.round_trips.clone());
+        let fresh = Arc::new(Session { link, text: tokio::sync::Mutex::new(Text(text)), address, patience, trips });
+        let version = fresh.version().await?;
+        let mut state = self.state();
+        state.version = Some(version);
+        if std::mem::replace(&mut state.connected_before, true) {
+            self.counters.reconnects.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(state);
+        *session = Some(fresh.clone());
+        Ok(fresh)
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        for link in self.state().links.drain(..).filter_map(|link| link.upgrade()) {
+            link.close(&error::closed());
+        }
+    }
+}
+
+impl Session {
+    /// Sends a request and waits for its answers.
+    pub(crate) async fn call(&self, packets: Vec<Packet>) -> Result<Vec<Reply>> {
+        Ok(self.link.call(packets).await?.replies)
+    }
+
+    /// Asks in the text protocol. Whoever breaks off, or meets an error, leaves answers behind that nobody could tell from
+    /// the next ones: then the session ends.
+    async fn ask<T>(&self, question: impl AsyncFnOnce(&mut AdminClient<TcpStream>) -> gearman::Result<T>) -> Result<T> {
+        let mut text = self.text.lock().await;
+        if self.link.is_dead() {
+            return Err(error::io(io::ErrorKind::ConnectionReset.into(), &self.address));
+        }
+        self.trips.fetch_add(1, Ordering::Relaxed);
+        let unfinished = Unfinished(Some(&self.link));
+        let asked = timeout(self.patience, question(&mut text.0)).await.unwrap_or(Err(GearmanError::Timeout));
+        let asked = asked.map_err(|e| error::admin(e, &self.address));
+        if asked.is_ok() {
+            unfinished.done();
+        }
+        asked
+    }
+
+    /// Cancels jobs; those that are gone already are no error.
+    pub(crate) async fn cancel(&self, handles: &[String]) -> Result<()> {
+        let cancel = async |client: &mut AdminClient<TcpStream>| {
+            for handle in handles {
+                match client.cancel_job(handle).await {
+                    Ok(()) | Err(GearmanError::ServerError { .. }) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            Ok(())
+        };
+        self.ask(cancel).await
+    }
+
+    /// What the server knows of its functions.
+    pub(crate) async fn status(&self) -> Result<Vec<FunctionStatus>> {
+        self.ask(async |client| client.status().await).await
+    }
+
+    /// The unique ids of all jobs.
+    pub(crate) async fn uniques(&self) -> Result<Vec<String>> {
+        self.ask(async |client| Ok(client.show_unique_jobs().await?.into_iter().map(|job| job.unique).collect())).await
+    }
+
+    /// The handles of jobs that were cancelled and are there still.
+    pub(crate) async fn cancelled(&self) -> Result<HashSet<String>> {
+        let jobs = self.ask(async |client| client.show_jobs().await).await?;
+        Ok(jobs.into_iter().filter(|job| job.ignore_job).map(|job| job.handle).collect())
+    }
+
+    pub(crate) async fn version(&self) -> Result<String> {
+        self.ask(async |client| client.version().await).await
+    }
+}
+
+/// A question whose answer has not been read.
+struct Unfinished<'a>(Option<&'a Link>);
+
+impl Unfinished<'_> {
+    fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(link) = self.0 {
+            link.close(&Error::unavailable("a question to the job server was broken off; the next call connects anew"));
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Clients of other languages on the same job server: the `gearman` command stands for them.
+
+mod shared;
+
+use std::net::SocketAddr;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyqueue_core::{Settlement, State};
+use anyqueue_testkit::servers::gearmand;
+use anyqueue_testkit::{Sample, Server};
+use shared::{connect, consume, done, one, queue, read, reserve, send, settle};
+
+const THEIRS: &str = r#"{"task":"test","store":"0","data":{"message":"hello"}}"#;
+
+fn gearman(server: SocketAddr, arguments: &[&str]) -> Command {
+    let mut command = Command::new("gearman");
+    command.args(["-h", "127.0.0.1", "-p", &server.port().to_string(), "-f", "orders"]).args(arguments).stdin(Stdio::null());
+    command
+}
+
+async fn output(mut command: Command) -> Output {
+    tokio::task::spawn_blocking(move || command.output().expect("gearman-tools are installed")).await.expect("no panic")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_another_client_runs_and_keeps_its_id() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let sent = output(gearman(server.address(), &["-b", THEIRS])).await;
+    assert!(sent.status.success(), "{sent:?}");
+    let mut consumer = consume(&*broker).await;
+    let first = one(&mut *consumer).await;
+    let task = read(&first);
+    assert_eq!((task.wire.task.as_str(), task.wire.store.as_str(), first.raw.as_ref()), ("test", "0", THEIRS.as_bytes()));
+    assert_eq!(first.lease, Duration::from_secs(60), "the queue's own, since theirs says none");
+    settle(&*consumer.settler(), &first.receipt, Settlement::Retry(task.failed(Duration::ZERO))).await.unwrap();
+    let again = one(&mut *consumer).await;
+    assert_eq!((read(&again).id, read(&again).wire.failed), (task.id, 1));
+    done(&*consumer, &again).await;
+    assert_eq!(shared::jobs(server.address(), "orders"), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_of_ours_is_worked_by_another_worker() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let task = Sample::new(7).store("nl").envelope();
+    send(&*broker, std::slice::from_ref(&task)).await;
+    let worked = output(gearman(server.address(), &["-w", "-c", "1", "--", "tee", "/dev/stderr"])).await;
+    assert_eq!(worked.stderr, task.body, "{worked:?}");
+    assert_eq!(broker.admin().stats(&queue()).await.unwrap().ready.value(), Some(0));
+}
+
+/// A client that waits for a result is told when its task is settled, and not before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_waits_is_answered_when_its_task_is_done() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let mut waiting = gearman(server.address(), &[THEIRS]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut consumer = consume(&*broker).await;
+    let delivery = one(&mut *consumer).await;
+    assert!(waiting.try_wait().unwrap().is_none(), "it is answered before anything was done");
+    done(&*consumer, &delivery).await;
+    assert!(tokio::task::spawn_blocking(move || waiting.wait().unwrap()).await.unwrap().success());
+}
+
+/// What is no task is held with its bytes, listed and deleted; nothing of it is lost and nobody loops on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_are_no_task_are_held_and_listed() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    assert!(output(gearman(server.address(), &["-b", "no json at all"])).await.status.success());
+    let mut consumer = consume(&*broker).await;
+    let delivery = one(&mut *consumer).await;
+    let task = read(&delivery);
+    let why = task.unreadable.clone().expect("it is no JSON");
+    let body = task.held(&why, false, std::time::SystemTime::now());
+    settle(&*consumer.settler(), &delivery.receipt, Settlement::Hold(body, why)).await.unwrap();
+    assert!(reserve(&mut *consumer, 1, Duration::from_millis(300)).await.unwrap().is_empty());
+    let held = broker.admin().peek(&queue(), State::Held, 10).await.unwrap();
+    assert!(held.len() == 1 && String::from_utf8_lossy(&held[0].raw).contains("unreadable"), "{held:?}");
+    assert_eq!(broker.admin().delete(&queue(), &[task.id]).await.remove(0).map_err(|e| e.to_string()), Ok(()));
+}
+
+/// The unique key of a caller makes two sends one job; one that a job server cannot keep apart is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unique_key_makes_one_task_of_two_sends() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let keyed = |n, key: &str| {
+        let ttr = Duration::from_secs(7);
+        anyqueue_core::Envelope { unique: Some(key.into()), ..Sample::new(n).ttr(ttr).envelope() }
+    };
+    send(&*broker, &[keyed(1, "nightly"), keyed(2, "nightly"), keyed(3, "other")]).await;
+    let mut consumer = consume(&*broker).await;
+    let got = shared::take(&mut *consumer, 2).await;
+    assert_eq!(got.iter().filter_map(Sample::number).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(got[0].lease, Duration::from_secs(7), "the body says it where the unique id cannot");
+    for key in ["", "-", "a\0b", &"x".repeat(64)] {
+        let error = broker.send(&queue(), &[keyed(4, key)]).await.remove(0).unwrap_err();
+        assert_eq!(error.kind(), anyqueue_core::ErrorKind::Invalid, "{error}");
+    }
+}

@@ -1,0 +1,157 @@
+//! Leases of workers that are cut off, servers that were killed, and guards that nobody needs any more.
+
+mod shared;
+
+use std::time::{Duration, Instant};
+
+use anyqueue_core::{ErrorKind, Figure, Settlement};
+use anyqueue_testkit::servers::gearmand;
+use anyqueue_testkit::{Proxy, Sample, Server};
+use shared::{connect, consume, done, jobs, one, reserve, send, settle, take};
+
+const TTR: Duration = Duration::from_secs(1);
+
+async fn until(what: &str, is: impl Fn() -> bool) {
+    let end = Instant::now() + shared::SOON;
+    while !is() {
+        assert!(Instant::now() < end, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A worker that is cut off without a word, as a frozen one is: another one takes its place, and when it speaks again it
+/// is late and brings nothing back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_workers_task_comes_back_once() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let (silent, other) = (connect(proxy.address(), "").await, connect(server.address(), "").await);
+    send(&*other, &[Sample::new(1).ttr(TTR).envelope()]).await;
+    let (mut first, mut second) = (consume(&*silent).await, consume(&*other).await);
+    drop(second);
+    let lost = one(&mut *first).await;
+    proxy.black(true);
+    second = consume(&*other).await;
+    let again = one(&mut *second).await;
+    assert_eq!((Sample::number(&again), again.native.redeliveries), (Some(1), Figure::Exact(1)));
+    let reserved = other.admin().stats(&shared::queue()).await.unwrap().reserved;
+    assert_eq!(reserved.value(), Some(1), "the silent worker's is counted beside the one that took its place");
+    proxy.black(false);
+    let late = settle(&*first.settler(), &lost.receipt, Settlement::Done).await;
+    assert!(late.is_err_and(|e| e.is_lease_lost()), "it settled what another worker has");
+    done(&*second, &again).await;
+    drop((first, silent));
+    assert!(reserve(&mut *second, 1, TTR * 4).await.unwrap().is_empty(), "the task came a third time");
+}
+
+/// A touch that the server answers after the lease's old end has renewed it: the worker's clock waits for the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_answer_to_a_touch_costs_no_lease() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let broker = connect(proxy.address(), "").await;
+    send(&*broker, &[Sample::new(1).ttr(TTR * 2).envelope()]).await;
+    let mut consumer = consume(&*broker).await;
+    let delivery = one(&mut *consumer).await;
+    proxy.delay(TTR);
+    tokio::time::sleep(TTR / 2).await;
+    let task = shared::read(&delivery).unchanged(Duration::ZERO);
+    let touch = anyqueue_core::Touch { receipt: delivery.receipt.clone(), ttr: Duration::from_secs(60), task };
+    consumer.settler().touch(&[touch]).await.remove(0).unwrap();
+    proxy.delay(Duration::ZERO);
+    done(&*consumer, &delivery).await;
+    assert!(reserve(&mut *consumer, 1, TTR * 3).await.unwrap().is_empty(), "a task came again that was touched in time");
+}
+
+/// Guards of settled tasks are cancelled at once, so that neither disk nor workers have to do with them any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settled_tasks_guard_is_cancelled() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    send(&*broker, &Sample::many(5)).await;
+    let mut consumer = consume(&*broker).await;
+    for delivery in take(&mut *consumer, 5).await {
+        assert!(jobs(server.address(), "orders;guard").0 > 0, "a reserved task has no guard");
+        done(&*consumer, &delivery).await;
+    }
+    let is_cancelled = |line: &String| line.split('\t').nth(2) == Some("1");
+    until("guards are left", || shared::ask(server.address(), "show jobs").iter().all(is_cancelled)).await;
+    server.kill().await.unwrap();
+    Server::start(&server).await.unwrap();
+    assert_eq!(jobs(server.address(), "orders;guard").0, 0, "they were on the disk still");
+}
+
+/// Under `lease = "connection"` nothing is written beside the task, and the worker's own clock ends its leases.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_guards_a_lease_is_the_workers_own() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "&lease=connection").await;
+    send(&*broker, &[Sample::new(1).ttr(TTR).envelope()]).await;
+    let mut consumer = consume(&*broker).await;
+    assert_eq!(one(&mut *consumer).await.native.redeliveries, Figure::Unknown);
+    assert_eq!(jobs(server.address(), "orders;guard").0, 0);
+    let again = one(&mut *consumer).await;
+    assert_eq!(again.native.redeliveries, Figure::AtLeast(1));
+    done(&*consumer, &again).await;
+}
+
+/// A server that was killed with tasks reserved has them and their guards again. Each task comes once.
+#[tokio::test(flavor = "multi_thread")]
+async fn guards_that_survive_a_restart_bring_nothing_twice() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    send(&*broker, &(0..6).map(|n| Sample::new(n).ttr(TTR * 2).envelope()).collect::<Vec<_>>()).await;
+    let mut consumer = consume(&*broker).await;
+    let reserved = take(&mut *consumer, 6).await;
+    done(&*consumer, &reserved[0]).await;
+    server.kill().await.unwrap();
+    Server::start(&server).await.unwrap();
+    let lost = settle(&*consumer.settler(), &reserved[1].receipt, Settlement::Done).await;
+    assert!(lost.is_err(), "a settle with a connection to a dead server was taken");
+    let back = take(&mut *consumer, 5).await;
+    let mut numbers: Vec<_> = back.iter().filter_map(Sample::number).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2, 3, 4, 5]);
+    for delivery in &back {
+        done(&*consumer, delivery).await;
+    }
+    assert!(reserve(&mut *consumer, 1, TTR * 5).await.unwrap().is_empty(), "a guard brought a task back that was done");
+    until("guards are left", || jobs(server.address(), "orders;guard") == (0, 0)).await;
+}
+
+/// A task that was held, and ran and was held again since its worker died in between, is held once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_was_held_twice_is_listed_and_kicked_once() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let task = Sample::new(1).envelope();
+    for _ in 0..2 {
+        send(&*broker, std::slice::from_ref(&task)).await;
+        let mut consumer = consume(&*broker).await;
+        let delivery = one(&mut *consumer).await;
+        let body = shared::read(&delivery).held("look", false, std::time::SystemTime::now());
+        settle(&*consumer.settler(), &delivery.receipt, Settlement::Hold(body, "look".into())).await.unwrap();
+    }
+    assert_eq!(broker.admin().held(&shared::queue(), None, 10).await.unwrap().tasks.len(), 1);
+    assert_eq!(broker.admin().kick(&shared::queue(), &anyqueue_core::Which::All).await.unwrap(), 1);
+    assert_eq!(jobs(server.address(), "orders;held").0, 0);
+}
+
+/// Where no guard can be written no task is handed out, none is lost, and the error says why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_without_a_guard_is_not_handed_out() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let warm = consume(&*broker).await;
+    send(&*broker, &[Sample::new(1).envelope(), Sample::new(2).envelope()]).await;
+    shared::ask(server.address(), "create function orders;guard");
+    shared::ask(server.address(), "maxqueue orders;guard 1");
+    let mut consumer = consume(&*broker).await;
+    let first = one(&mut *consumer).await;
+    let error = reserve(&mut *consumer, 2, Duration::from_millis(500)).await.expect_err("a task without a guard was handed out");
+    assert!(matches!(error.kind(), ErrorKind::Full | ErrorKind::Unsupported), "{error}");
+    shared::ask(server.address(), "maxqueue orders;guard 0");
+    let second = take(&mut *consumer, 1).await.remove(0);
+    assert_eq!([&first, &second].map(Sample::number), [Some(1), Some(2)]);
+    drop(warm);
+}
