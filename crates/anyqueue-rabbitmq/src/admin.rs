@@ -84,6 +84,8 @@ impl Shared {
                     found.push(message);
                 }
             }
+            // What is due soon is on the low rungs, and must not be out of sight for longer than need be.
+            walk.give_back().await?;
             if found.len() >= limit {
                 break;
             }

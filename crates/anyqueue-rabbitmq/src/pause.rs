@@ -33,7 +33,7 @@ impl Shared {
     pub(crate) async fn mark(&self, layout: &Layout, time: Option<Duration>) -> Result<()> {
         let now = self.clock.wall();
         let mut properties = BasicProperties::default().with_delivery_mode(2).with_content_type("text/plain".into());
-        let mut until = String::new();
+        let mut until = String::from("until it is resumed");
         if let Some(time) = time {
             let millis = time.as_nanos().div_ceil(1_000_000).min(u128::from(u32::MAX)) as u64;
             properties = properties.with_expiration(millis.to_string().into());

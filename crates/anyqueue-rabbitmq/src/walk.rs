@@ -3,27 +3,27 @@
 //! RabbitMQ has no other way. Two walks at once would hide tasks from each other, so a queue of a connection's own, which the
 //! server gives to one connection only, stands for the right to walk.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyqueue_core::{Error, ErrorKind, Result};
-use futures::future::join_all;
+use futures::StreamExt;
 use lapin::Channel;
 use lapin::options::{
-    BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
-use lapin::types::{AMQPValue, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::sync::OwnedMutexGuard;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::error;
 use crate::layout::table;
 use crate::message::Message;
 use crate::shared::Shared;
 
-/// How many messages are asked for at once.
-const STRIDE: usize = 64;
+/// What a queue said it has and does not send for this long has gone to somebody else.
+const QUIET: Duration = Duration::from_millis(700);
 /// A lock that a walk left behind is gone after this.
 const FORGOTTEN: Duration = Duration::from_secs(120);
 const LOCK: QueueDeclareOptions =
@@ -47,7 +47,7 @@ impl Shared {
             walks.entry(name.to_owned()).or_default().clone()
         };
         let here = here.lock_owned().await;
-        let until = Instant::now() + self.config.timeout;
+        let until = Instant::now() + self.config.timeout * 3;
         loop {
             let channel = self.work.channel().await?;
             let life = table(&[("x-expires", AMQPValue::LongLongInt(FORGOTTEN.as_millis() as i64))]);
@@ -69,22 +69,42 @@ impl Walk<'_> {
     /// The next messages of a queue, up to so many. Fewer: there are no more.
     pub(crate) async fn take(&self, queue: &ShortString, most: usize) -> Result<Vec<Message>> {
         let mut all = Vec::new();
-        while all.len() < most {
-            let stride = STRIDE.min(most - all.len());
-            let asked = (0..stride).map(|_| self.channel.basic_get(queue.clone(), BasicGetOptions { no_ack: false }));
-            let answers = tokio::time::timeout(self.shared.config.timeout, join_all(asked)).await;
-            let answers = answers.map_err(|_| error::late("basic.get"))?;
-            self.shared.tally.round_trips.fetch_add(stride as u64, Ordering::Relaxed);
-            let before = all.len();
-            for answer in answers {
-                let now = self.shared.clock.wall();
-                all.extend(answer.map_err(error::foreign)?.map(|got| Message::new(got.delivery, now)));
-            }
-            if all.len() < before + stride {
-                break;
+        loop {
+            let missing = || Error::new(ErrorKind::NotFound, "the queue is not there").with("server_queue", queue);
+            let count = self.shared.count(&self.channel, queue).await?.ok_or_else(missing)?;
+            let wanted = (count as usize).min(most - all.len());
+            // A count may lag behind after a restart of the server, so it is asked until nothing is left.
+            if wanted == 0 || self.some(queue, wanted, &mut all).await? == 0 {
+                return Ok(all);
             }
         }
-        Ok(all)
+    }
+
+    async fn some(&self, queue: &ShortString, wanted: usize, all: &mut Vec<Message>) -> Result<usize> {
+        let (work, before) = (&self.shared.work, all.len());
+        // Zero means no limit.
+        let limit = u16::try_from(wanted).unwrap_or(0);
+        work.call("basic.qos", self.channel.basic_qos(limit, BasicQosOptions::default())).await?;
+        let asked = self.channel.basic_consume(
+            queue.clone(),
+            ShortString::default(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let mut feed = work.call("basic.consume", asked).await?;
+        let now = self.shared.clock.wall();
+        while all.len() < before + wanted {
+            match timeout(QUIET, feed.next()).await {
+                Ok(Some(delivery)) => all.push(Message::new(delivery.map_err(error::foreign)?, now)),
+                // Workers were quicker.
+                Ok(None) | Err(_) => break,
+            }
+        }
+        work.call("basic.cancel", self.channel.basic_cancel(feed.tag(), BasicCancelOptions::default())).await?;
+        while let Ok(Some(delivery)) = timeout(QUIET, feed.next()).await {
+            all.push(Message::new(delivery.map_err(error::foreign)?, now));
+        }
+        Ok(all.len() - before)
     }
 
     /// Removes one of the messages for good.
@@ -92,12 +112,17 @@ impl Walk<'_> {
         self.channel.basic_ack(message.tag, BasicAckOptions { multiple: false }).await.map_err(error::lost)
     }
 
-    /// Gives the rest back, and waits until the server has it.
-    pub(crate) async fn end(self) -> Result<()> {
-        let work = &self.shared.work;
+    /// Gives back what was not removed, and waits until the server has it.
+    pub(crate) async fn give_back(&self) -> Result<()> {
         let all = BasicNackOptions { multiple: true, requeue: true };
-        work.call("basic.nack", self.channel.basic_nack(0, all)).await?;
-        work.call("basic.qos", self.channel.basic_qos(1, BasicQosOptions::default())).await?;
+        self.shared.work.call("basic.nack", self.channel.basic_nack(0, all)).await?;
+        self.shared.work.call("basic.qos", self.channel.basic_qos(1, BasicQosOptions::default())).await
+    }
+
+    /// Gives back the rest and lets others walk.
+    pub(crate) async fn end(self) -> Result<()> {
+        self.give_back().await?;
+        let work = &self.shared.work;
         work.call("queue.delete", self.channel.queue_delete(self.lock.clone(), QueueDeleteOptions::default())).await?;
         work.call("channel.close", self.channel.close(200, "the walk is over".into())).await
     }
