@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{Error, ErrorKind, Levels, Moment, Result, chain};
+use anyqueue_core::{Error, ErrorKind, Levels, Moment, Paused, Result, chain};
 use futures::stream::{SelectAll, Stream};
 use futures::{FutureExt, StreamExt};
 use lapin::message::DeliveryResult;
@@ -165,7 +165,13 @@ impl Keeper {
     /// Begins to consume, unless the queue is paused.
     async fn start(&mut self, window: usize) -> Result<()> {
         self.shared.ensure(&self.layout).await?;
+        let new = self.line.state().session.is_none();
         let Session { channel, .. } = self.session().await?;
+        if new {
+            // Just after a restart of the server a marker may be there and not be counted.
+            let paused = matches!(self.shared.paused(&self.layout).await?, Paused::Yes(_));
+            self.shared.set_marked(&self.layout.queue, paused);
+        }
         if self.look_for_pause(&channel).await? {
             return Ok(());
         }

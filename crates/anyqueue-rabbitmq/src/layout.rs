@@ -8,7 +8,6 @@ use anyqueue_core::{Levels, QueueName, time};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use crate::config::{Kind, Style};
-use crate::hello::Version;
 
 /// Notes of tasks that came back unharmed.
 pub(crate) const NOTES: &str = "anyqueue;unharmed";
@@ -59,11 +58,10 @@ impl Layout {
     }
 
     /// All queues, with the arguments that they are made with.
-    pub(crate) fn all(&self, version: &Version) -> Vec<(ShortString, FieldTable)> {
+    pub(crate) fn all(&self) -> Vec<(ShortString, FieldTable)> {
         let mut plain = vec![("x-queue-type", text(self.style.kind.word()))];
-        if self.style.kind == Kind::Quorum && version.at_least(4, 0) {
-            // From 4.0 on a quorum queue throws away what came back twenty times, unharmed returns included.
-            plain.push(("x-delivery-limit", AMQPValue::LongLongInt(-1)));
+        if self.style.kind == Kind::Quorum {
+            plain.push(in_place());
         }
         let mut working = plain.clone();
         // A limit may also come from a policy: what is thrown out by it is held.
@@ -79,6 +77,12 @@ impl Layout {
 
 fn text(text: &str) -> AMQPValue {
     AMQPValue::LongString(LongString::from(text))
+}
+
+/// Without a limit, a quorum queue of 3.10 puts what comes back behind the rest; from 4.0 on it throws away what came back
+/// twenty times. With one that is never reached, what comes back keeps its place.
+fn in_place() -> (&'static str, AMQPValue) {
+    ("x-delivery-limit", AMQPValue::LongLongInt(1_000_000))
 }
 
 fn safe_dead_letters() -> [(&'static str, AMQPValue); 2] {
@@ -131,7 +135,7 @@ impl Ladder {
     }
 
     /// The arguments of a rung's queue.
-    pub(crate) fn arguments(self, rung: u32, version: &Version) -> FieldTable {
+    pub(crate) fn arguments(self, rung: u32) -> FieldTable {
         let mut arguments = vec![
             ("x-queue-type", text(self.0.word())),
             ("x-message-ttl", AMQPValue::LongLongInt(1000 << rung)),
@@ -139,9 +143,7 @@ impl Ladder {
         ];
         if self.0 == Kind::Quorum {
             arguments.extend(safe_dead_letters());
-            if version.at_least(4, 0) {
-                arguments.push(("x-delivery-limit", AMQPValue::LongLongInt(-1)));
-            }
+            arguments.push(in_place());
         }
         table(&arguments)
     }

@@ -1,8 +1,8 @@
 //! Setting up: what is there, what is made, what differs.
 
 use anyqueue_core::{Create, Declared, Drift, Error, Result};
-use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
 
 use crate::config::Kind;
@@ -40,7 +40,7 @@ impl Shared {
         let _one_at_a_time = self.setting_up.lock().await;
         let mut made = self.ladder(layout.style.kind).await?;
         let mut channel = self.work.channel().await?;
-        for (name, arguments) in layout.all(&self.version) {
+        for (name, arguments) in layout.all() {
             if self.count(&channel, &name).await?.is_some() {
                 continue;
             }
@@ -50,6 +50,9 @@ impl Shared {
             channel = self.work.channel().await?;
             self.make(&channel, &name, arguments).await?;
             made = true;
+        }
+        if made && layout.style.kind == Kind::Quorum {
+            self.sacrifice(&channel).await?;
         }
         self.bind(&channel, layout).await?;
         self.know(&layout.queue);
@@ -71,6 +74,15 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// A quorum queue that was the last one made when its server is killed has no leader ever after, in 3.10 at least, and
+    /// keeps whoever asks it waiting. So the last one is none of ours.
+    async fn sacrifice(&self, channel: &Channel) -> Result<()> {
+        let name = ShortString::from(format!("anyqueue;last;{:016x}", fastrand::u64(..)));
+        let quorum = layout::table(&[("x-queue-type", AMQPValue::LongString("quorum".into()))]);
+        self.make(channel, &name, quorum).await?;
+        self.work.call("queue.delete", channel.queue_delete(name, QueueDeleteOptions::default())).await.map(drop)
     }
 
     async fn make(&self, channel: &Channel, name: &ShortString, arguments: FieldTable) -> Result<()> {
@@ -103,7 +115,7 @@ impl Shared {
                 FieldTable::default(),
             );
             self.work.call("exchange.bind", past).await?;
-            self.make(&channel, &name, ladder.arguments(rung, &self.version)).await?;
+            self.make(&channel, &name, ladder.arguments(rung)).await?;
             let wait = channel.queue_bind(
                 name.clone(),
                 name,
@@ -127,7 +139,7 @@ impl Shared {
         let created = self.set_up(layout).await?;
         let mut drift = Vec::new();
         if !created {
-            for (name, arguments) in layout.all(&self.version) {
+            for (name, arguments) in layout.all() {
                 drift.extend(self.compare(&name, arguments).await?);
             }
         }

@@ -3,12 +3,13 @@
 //! RabbitMQ has no other way. Two walks at once would hide tasks from each other, so a queue of a connection's own, which the
 //! server gives to one connection only, stands for the right to walk.
 
-use std::sync::{Arc, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyqueue_core::{Error, ErrorKind, Result};
 use futures::StreamExt;
-use lapin::Channel;
+use lapin::{Channel, Consumer};
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
     QueueDeleteOptions,
@@ -26,6 +27,8 @@ use crate::shared::Shared;
 const QUIET: Duration = Duration::from_millis(700);
 /// A lock that a walk left behind is gone after this.
 const FORGOTTEN: Duration = Duration::from_secs(120);
+/// Of more that come back in one word, a quorum queue loses the order: it keeps them in an Erlang map.
+const IN_ORDER: usize = 32;
 const LOCK: QueueDeclareOptions =
     QueueDeclareOptions { passive: false, durable: false, exclusive: true, auto_delete: false, nowait: false };
 
@@ -34,6 +37,8 @@ pub(crate) struct Walk<'a> {
     shared: &'a Shared,
     channel: Channel,
     lock: ShortString,
+    /// What was taken and is neither removed nor back.
+    open: Mutex<BTreeSet<u64>>,
     _here: OwnedMutexGuard<()>,
 }
 
@@ -52,7 +57,7 @@ impl Shared {
             let channel = self.work.channel().await?;
             let life = table(&[("x-expires", AMQPValue::LongLongInt(FORGOTTEN.as_millis() as i64))]);
             match channel.queue_declare(lock.clone(), LOCK, life).await {
-                Ok(_) => return Ok(Walk { shared: self, channel, lock, _here: here }),
+                Ok(_) => return Ok(Walk { shared: self, channel, lock, open: Mutex::default(), _here: here }),
                 Err(e) if error::code(&e) == Some(error::LOCKED) && Instant::now() < until => {
                     tokio::time::sleep(Duration::from_millis(20 + fastrand::u64(..20))).await;
                 }
@@ -73,25 +78,52 @@ impl Walk<'_> {
             let missing = || Error::new(ErrorKind::NotFound, "the queue is not there").with("server_queue", queue);
             let count = self.shared.count(&self.channel, queue).await?.ok_or_else(missing)?;
             let wanted = (count as usize).min(most - all.len());
-            // A count may lag behind after a restart of the server, so it is asked until nothing is left.
-            if wanted == 0 || self.some(queue, wanted, &mut all).await? == 0 {
+            // A quorum queue that has not chosen its leader yet, after a restart of the server, counts nothing: it is asked.
+            let more = match wanted {
+                0 if all.len() < most => self.one(queue, &mut all).await?,
+                0 => 0,
+                wanted => self.some(queue, wanted, &mut all).await?,
+            };
+            if more == 0 {
+                self.open.lock().unwrap_or_else(PoisonError::into_inner).extend(all.iter().map(|message| message.tag));
                 return Ok(all);
             }
         }
     }
 
-    async fn some(&self, queue: &ShortString, wanted: usize, all: &mut Vec<Message>) -> Result<usize> {
-        let (work, before) = (&self.shared.work, all.len());
-        // Zero means no limit.
-        let limit = u16::try_from(wanted).unwrap_or(0);
+    /// Asks a queue that counts nothing. Its answer to a consumer comes from the leader, and so does what is counted then;
+    /// a `basic.get` before there is one is never answered.
+    async fn one(&self, queue: &ShortString, all: &mut Vec<Message>) -> Result<usize> {
+        let before = all.len();
+        let mut feed = self.feed(queue, 1).await?;
+        self.shared.count(&self.channel, queue).await?;
+        self.drain(&mut feed, all).await?;
+        Ok(all.len() - before)
+    }
+
+    async fn feed(&self, queue: &ShortString, limit: u16) -> Result<Consumer> {
+        let work = &self.shared.work;
         work.call("basic.qos", self.channel.basic_qos(limit, BasicQosOptions::default())).await?;
-        let asked = self.channel.basic_consume(
-            queue.clone(),
-            ShortString::default(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
-        let mut feed = work.call("basic.consume", asked).await?;
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+        let asked = self.channel.basic_consume(queue.clone(), ShortString::default(), options, arguments);
+        work.call("basic.consume", asked).await
+    }
+
+    /// Ends a feed, and takes in what was on its way.
+    async fn drain(&self, feed: &mut Consumer, all: &mut Vec<Message>) -> Result<()> {
+        let ended = self.channel.basic_cancel(feed.tag(), BasicCancelOptions::default());
+        self.shared.work.call("basic.cancel", ended).await?;
+        let now = self.shared.clock.wall();
+        while let Ok(Some(delivery)) = timeout(QUIET, feed.next()).await {
+            all.push(Message::new(delivery.map_err(error::foreign)?, now));
+        }
+        Ok(())
+    }
+
+    async fn some(&self, queue: &ShortString, wanted: usize, all: &mut Vec<Message>) -> Result<usize> {
+        let before = all.len();
+        // Zero means no limit.
+        let mut feed = self.feed(queue, u16::try_from(wanted).unwrap_or(0)).await?;
         let now = self.shared.clock.wall();
         while all.len() < before + wanted {
             match timeout(QUIET, feed.next()).await {
@@ -100,22 +132,25 @@ impl Walk<'_> {
                 Ok(None) | Err(_) => break,
             }
         }
-        work.call("basic.cancel", self.channel.basic_cancel(feed.tag(), BasicCancelOptions::default())).await?;
-        while let Ok(Some(delivery)) = timeout(QUIET, feed.next()).await {
-            all.push(Message::new(delivery.map_err(error::foreign)?, now));
-        }
+        self.drain(&mut feed, all).await?;
         Ok(all.len() - before)
     }
 
     /// Removes one of the messages for good.
     pub(crate) async fn remove(&self, message: &Message) -> Result<()> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&message.tag);
         self.channel.basic_ack(message.tag, BasicAckOptions { multiple: false }).await.map_err(error::lost)
     }
 
     /// Gives back what was not removed, and waits until the server has it.
     pub(crate) async fn give_back(&self) -> Result<()> {
-        let all = BasicNackOptions { multiple: true, requeue: true };
-        self.shared.work.call("basic.nack", self.channel.basic_nack(0, all)).await?;
+        let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        let tags: Vec<u64> = open.into_iter().collect();
+        for part in tags.chunks(IN_ORDER) {
+            let back = BasicNackOptions { multiple: true, requeue: true };
+            let last = part.last().copied().unwrap_or_default();
+            self.shared.work.call("basic.nack", self.channel.basic_nack(last, back)).await?;
+        }
         self.shared.work.call("basic.qos", self.channel.basic_qos(1, BasicQosOptions::default())).await
     }
 
