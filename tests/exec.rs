@@ -54,6 +54,17 @@ fn data_comes_on_standard_input_and_facts_in_the_environment_and_nothing_on_the_
 }
 
 #[test]
+fn a_program_gets_no_settings_and_leaves_standard_output_alone() {
+    let place = scripted("env > env\necho from the program\n", "");
+    place.send("work", "1", &[]);
+    let mut command = place.command(&crate::programs::queue_runner(), &["--watch", "--drain", "--json"]);
+    command.env("ANYQUEUE__BROKERS__DEFAULT__SEND_TIMEOUT", "9s");
+    let ran = crate::process::Process::start(&mut command).finish().ends_with(0).complains("from the program");
+    assert_eq!(ran.json()[0]["done"], 1, "standard output is JSON and nothing else");
+    assert!(!place.read("env").contains("ANYQUEUE__"), "{}", place.read("env"));
+}
+
+#[test]
 fn the_exit_code_is_the_outcome() {
     // The data is the exit code; a second attempt ends well.
     let place =
@@ -101,7 +112,7 @@ fn input_that_nobody_reads_and_output_without_end_of_line_are_no_trouble() {
     place.write("big.json", &format!("\"{}\"", "x".repeat(5 << 20)));
     place.send("work", "@big.json", &[]);
     let started = Instant::now();
-    drain(&place).says("no end of line").says("1 done");
+    drain(&place).complains("no end of line").says("1 done");
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
 

@@ -1,8 +1,10 @@
 //! A worker that is stopped past its lease and then goes on.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 
-use crate::place::{Place, until};
+use crate::place::{Event, Place, until};
 
 #[test]
 fn the_second_attempts_result_stands_and_the_late_one_is_recorded_as_late() {
@@ -14,7 +16,20 @@ fn the_second_attempts_result_stands_and_the_late_one_is_recorded_as_late() {
     frozen.signal(Signal::STOP);
 
     let other = place.worker();
-    let second = place.wait_for("the second attempt", |event| event.what == "began" && event.pid != first.pid);
+    let is_second = |event: &Event| event.what == "began" && event.pid != first.pid;
+    let second = if !place.capability("frozen_bound").is_null() {
+        place.wait_for("the second attempt", is_second)
+    } else if let Some(second) = place.have_within(Duration::from_secs(10), is_second) {
+        second
+    } else {
+        // Where the broker may forget the end of the lease, the task is free when the worker dies, and nothing is late then.
+        frozen.kill();
+        let second = place.wait_for("the second attempt", is_second);
+        place.write(&format!("go-{}", second.pid), "");
+        until("the task is done", || place.stats().is_settled().then_some(()));
+        other.stop().ends_with(0).says("1 done");
+        return;
+    };
     assert_eq!((second.pid, &second.id), (other.pid(), &id));
     place.write(&format!("go-{}", second.pid), "");
     until("the task is done", || place.stats().is_settled().then_some(()));

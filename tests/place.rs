@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,10 @@ pub(crate) struct Place {
     folder: tempfile::TempDir,
     /// The queue that this place has, under a name that no other place uses.
     pub(crate) queue: String,
+    /// Programs here find this broker although there are no settings.
+    broker: Option<String>,
+    /// Held while a queue is in use that others use too.
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl Place {
@@ -31,10 +36,7 @@ impl Place {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let place = Self { queue: format!("q{}-{number}", std::process::id()), ..Self::bare() };
-        let url = match std::env::var(BROKER).ok().filter(|url| !url.is_empty() && url != "sqlite") {
-            Some(url) => url,
-            None => format!("sqlite:{}", place.path("queue.db").display()),
-        };
+        let url = broker().unwrap_or_else(|| format!("sqlite:{}", place.path("queue.db").display()));
         let text = format!("[brokers.default]\nurl = {url:?}\n[queues.QUEUE]\n{keys}\n{rest}\n");
         place.write("queue.toml", &text.replace("QUEUE", &place.queue));
         place
@@ -42,7 +44,28 @@ impl Place {
 
     /// A place without settings, where the built-in ones hold: SQLite in ./queue.db.
     pub(crate) fn bare() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), queue: "default".into() }
+        Self { folder: tempfile::tempdir().unwrap(), queue: "default".into(), broker: None, _turn: None }
+    }
+
+    /// A place without settings whose programs use the broker that was chosen for all tests, with these queues of theirs
+    /// empty. There is one such place at a time, since all have the same queues.
+    pub(crate) fn unset(queues: &[&str]) -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let Some(url) = broker() else { return Self::bare() };
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = Self { broker: Some(url), _turn: Some(turn), ..Self::bare() };
+        for queue in queues {
+            let label = format!("ANYQUEUE__QUEUES__{}__LABEL", queue.to_uppercase());
+            let mut purge = place.command(&programs::queue_runner(), &["purge", queue, "--yes"]);
+            Process::start(purge.env(label, "x")).finish().ends_with(0);
+        }
+        place
+    }
+
+    /// A fact that `check` tells of the broker.
+    pub(crate) fn capability(&self, name: &str) -> Value {
+        let lines = self.run(&["check", "--json"]).ends_with(0).json();
+        lines.iter().find(|line| line["broker"] == "default").unwrap()["capabilities"][name].clone()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -72,6 +95,9 @@ impl Place {
             if name.to_string_lossy().starts_with("ANYQUEUE") || name == "RUST_LOG" {
                 command.env_remove(name);
             }
+        }
+        if let Some(url) = &self.broker {
+            command.env("ANYQUEUE__BROKERS__DEFAULT__URL", url);
         }
         command
     }
@@ -133,6 +159,18 @@ impl Place {
         until(what, || self.journal().into_iter().find(&fits))
     }
 
+    /// The event, if the journal has it before the time is over.
+    pub(crate) fn have_within(&self, time: Duration, fits: impl Fn(&Event) -> bool) -> Option<Event> {
+        let deadline = Instant::now() + time;
+        loop {
+            let found = self.journal().into_iter().find(&fits);
+            if found.is_some() || Instant::now() > deadline {
+                return found;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Waits until a file is there and has something in it.
     pub(crate) fn wait_for_file(&self, name: &str) -> String {
         until(name, || Some(self.read(name)).filter(|text| !text.is_empty()))
@@ -171,6 +209,11 @@ impl Event {
         let (n, attempt, pid) = (n.parse().unwrap(), attempt.parse().unwrap(), pid.parse().unwrap());
         Self { what: what.into(), n, id: id.into(), attempt, pid }
     }
+}
+
+/// The URL of the broker that all tests go to; without one each has a file of its own.
+pub(crate) fn broker() -> Option<String> {
+    std::env::var(BROKER).ok().filter(|url| !url.is_empty() && url != "sqlite")
 }
 
 /// Looks again and again until something is there.

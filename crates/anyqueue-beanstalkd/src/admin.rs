@@ -23,7 +23,12 @@ const PART: u64 = 256;
 const SAME: Duration = Duration::from_secs(3);
 
 impl Beanstalkd {
-    async fn on<T>(&self, queue: &QueueName, verb: &'static str, act: impl AsyncFnOnce(&Hub, &Tubes) -> Result<T>) -> Result<T> {
+    async fn on<T>(
+        &self,
+        queue: &QueueName,
+        verb: &'static str,
+        act: impl AsyncFnOnce(&Arc<Hub>, &Arc<Tubes>) -> Result<T>,
+    ) -> Result<T> {
         let done = async {
             self.begin()?;
             act(&self.hub, &self.hub.tubes(queue)).await
@@ -76,12 +81,10 @@ async fn peek(hub: &Hub, tubes: &Tubes, state: State, limit: usize) -> Result<Ve
     let (live, missing) = hub.live_of_all().await?;
     let mut all: Vec<Peeked> = Vec::new();
     for (server, link) in live {
-        let mut seen = Walk::start(hub, server, &link, tubes, Some(state)).await?.collect(state).await?;
-        seen.sort_by_cached_key(|job| {
-            let job = JobStats::read(&job.stats);
-            job.map(|job| if state == State::Ready { (u64::from(job.priority), job.id) } else { (job.time_left, job.id) })
-        });
-        seen.truncate(limit);
+        let place = |job: &JobStats<'_>| {
+            Some(if state == State::Ready { (u64::from(job.priority), job.id) } else { (job.time_left, job.id) })
+        };
+        let seen = Walk::start(hub, server, &link, tubes, Some(state)).await?.first(state, limit, place).await?;
         all.extend(hub.bodies(&link, seen).await?.into_iter().map(|found| hub.peeked(found)));
     }
     // Each server's are in order; of several servers' the more urgent or sooner ones come first.
@@ -208,13 +211,18 @@ impl Admin for Beanstalkd {
 
     async fn info(&self, queue: &QueueName, id: TaskId) -> Result<Option<TaskInfo>> {
         self.on(queue, "info", async |hub, tubes| {
-            let (live, missing) = hub.live_of_all().await?;
+            let (live, mut unasked) = hub.live_of_all().await?;
             for (server, link) in live {
-                if let Some(found) = hub.find(server, &link, tubes, HashSet::from([id])).await?.remove(&id) {
-                    return Ok(facts(hub, tubes, id, found));
+                match hub.find(server, &link, tubes, HashSet::from([id])).await {
+                    Err(e) => unasked = Err(e),
+                    Ok(mut found) => {
+                        if let Some(found) = found.remove(&id) {
+                            return Ok(facts(hub, tubes, id, found));
+                        }
+                    }
                 }
             }
-            missing.map(|()| None)
+            unasked.map(|()| None)
         })
         .await
     }

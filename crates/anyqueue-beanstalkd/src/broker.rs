@@ -115,7 +115,7 @@ impl Broker for Beanstalkd {
             }
             _ => tubes.range(&options.priorities).map_err(named)?,
         };
-        Ok(Box::new(BeanstalkdConsumer::new(self.hub.clone(), tubes, Feed::new(queue.clone(), range))))
+        Ok(Box::new(BeanstalkdConsumer::new(self.hub.clone(), Feed::new(tubes, range))))
     }
 
     fn admin(&self) -> &dyn Admin {
@@ -161,10 +161,9 @@ impl Broker for Beanstalkd {
                     format!("beanstalkd at {address} is draining: it takes no tasks until it is started anew"),
                 );
             }
-            if facts.version.starts_with("1.12") {
-                let text = "may keep the task of a frozen worker reserved until that worker goes on or ends (a dead one's is back at once)";
-                add(Severity::Note, format!("beanstalkd 1.12 at {address} {text}"));
-            }
+            let frozen =
+                "may keep the task of a frozen worker reserved until that worker goes on or ends (a dead one's is back at once)";
+            add(Severity::Note, format!("beanstalkd {} at {address} {frozen}", facts.version));
             let text = format!("beanstalkd {} at {address} takes tasks of up to {} bytes", facts.version, facts.max_body);
             add(Severity::Note, text);
         }

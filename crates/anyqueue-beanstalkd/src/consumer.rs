@@ -13,7 +13,6 @@ use crate::link::Link;
 use crate::request::Request;
 use crate::server::Server;
 use crate::settle::BeanstalkdSettler;
-use crate::tubes::Tubes;
 use crate::wire::{Command, JobStats, Reply};
 
 /// How long a wait lasts before servers that were down are looked at again.
@@ -22,6 +21,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// By how much the server's end of a wait may be later than ours, and still be awaited.
 const LATE: Duration = Duration::from_millis(250);
 
+/// How long a look may take at the least, however short the wait is: a server that is silent is not waited for.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// So many jobs are asked for in two parts.
 const WORTH_HALVING: usize = 32;
 
@@ -29,35 +31,36 @@ const WORTH_HALVING: usize = 32;
 #[derive(Debug)]
 pub(crate) struct BeanstalkdConsumer {
     hub: Arc<Hub>,
-    tubes: Arc<Tubes>,
     feed: Arc<Feed>,
 }
 
 impl BeanstalkdConsumer {
-    pub(crate) fn new(hub: Arc<Hub>, tubes: Arc<Tubes>, feed: Feed) -> Self {
+    pub(crate) fn new(hub: Arc<Hub>, feed: Feed) -> Self {
         let feed = Arc::new(feed);
         hub.add_feed(feed.clone());
-        Self { hub, tubes, feed }
+        Self { hub, feed }
     }
 
-    /// Looks once. False if a look was under way already: it may have begun too early to see everything.
-    async fn look(&self, max: usize) -> bool {
+    /// Looks once, or waits until then for a look that is under way.
+    async fn look(&self, max: usize, until: Moment) -> Looked {
         let looks = self.feed.looks();
         let begun = self.feed.begin_look(max);
-        if let Some(asked) = begun {
-            let (hub, feed, tubes) = (self.hub.clone(), self.feed.clone(), self.tubes.clone());
+        let seen = if begun.is_some() { Looked::Now } else { Looked::Before };
+        if let Some(look) = begun {
+            let hub = self.hub.clone();
             self.hub.runtime.spawn(async move {
-                if feed.must_look_for_pause(hub.clock.now()) {
-                    hub.enforce_pause(&tubes).await;
-                }
-                let result = fetch(&hub, &feed, asked).await;
-                feed.end_look(asked, result);
+                let _under_way = hub.settling.read().await;
+                let result = fetch(&hub, &look.feed, look.asked).await;
+                look.end(result);
             });
         }
         while self.feed.looks() == looks {
-            self.feed.bell.notified().await;
+            if self.hub.clock.now() >= until {
+                return Looked::NotYet;
+            }
+            self.rung(until).await;
         }
-        begun.is_some()
+        seen
     }
 
     fn close(&self) -> Vec<Delivery> {
@@ -65,27 +68,31 @@ impl BeanstalkdConsumer {
         self.feed.close()
     }
 
+    fn take(&self, max: usize) -> Result<Vec<Delivery>> {
+        let now = self.hub.clock.now();
+        self.feed.take(max, now, &self.hub.leases())
+    }
+
     async fn reserve_some(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>> {
-        let until = self.hub.clock.now() + wait;
+        let begun = self.hub.clock.now();
+        let (until, patient) = (begun + wait, begun + wait.max(LOOK));
         loop {
             if self.hub.is_closed() {
                 return Err(error::closed());
             }
-            let now = self.hub.clock.now();
-            let deliveries = self.feed.take(max, now)?;
+            let deliveries = self.take(max)?;
             if !deliveries.is_empty() {
                 return Ok(deliveries);
             }
-            self.hub.leases().sweep_at_times(now);
-            let fresh = self.look(max).await;
-            let deliveries = self.feed.take(max, self.hub.clock.now())?;
-            if deliveries.is_empty() && !fresh {
-                continue;
+            self.hub.leases().sweep_at_times(self.hub.clock.now());
+            let looked = self.look(max, patient).await;
+            let deliveries = self.take(max)?;
+            match looked {
+                _ if !deliveries.is_empty() => return Ok(deliveries),
+                Looked::Before => continue,
+                Looked::Now if self.hub.clock.now() < until => self.wait(until).await,
+                Looked::Now | Looked::NotYet => return Ok(deliveries),
             }
-            if !deliveries.is_empty() || self.hub.clock.now() >= until {
-                return Ok(deliveries);
-            }
-            self.wait(until).await;
         }
     }
 
@@ -121,6 +128,15 @@ impl BeanstalkdConsumer {
     }
 }
 
+/// What a look has seen.
+enum Looked {
+    Now,
+    /// It was under way already, and may have begun too early to see everything.
+    Before,
+    /// It is still under way; what it brings comes with the next reserve.
+    NotYet,
+}
+
 /// A wait under way. However it ends, no job is taken for it any more.
 struct Waiting<'a>(&'a Feed);
 
@@ -140,16 +156,21 @@ impl Drop for Waiting<'_> {
 #[async_trait]
 impl Consumer for BeanstalkdConsumer {
     async fn reserve(&mut self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
-        self.reserve_some(max.get(), wait).await.map_err(|e| e.during("reserve").with("queue", &self.feed.queue))
+        self.reserve_some(max.get(), wait).await.map_err(|e| e.during("reserve").with("queue", &self.feed.source.queue))
     }
 
     fn settler(&self) -> Arc<dyn Settler> {
-        Arc::new(BeanstalkdSettler::new(self.hub.clone(), self.tubes.clone()))
+        Arc::new(BeanstalkdSettler::new(self.hub.clone(), self.feed.source.clone()))
     }
 
     async fn close(self: Box<Self>) -> Result<()> {
         let left = Self::close(&self);
         self.hub.give_back(left).await;
+        // A look may have taken tasks that nobody knows of yet: it gives them back.
+        let until = self.hub.clock.now() + self.hub.config.patience;
+        while self.feed.is_looking() && self.hub.clock.now() < until {
+            self.rung(until).await;
+        }
         Ok(())
     }
 }
@@ -159,7 +180,10 @@ impl Drop for BeanstalkdConsumer {
         let left = Self::close(self);
         if !left.is_empty() {
             let hub = self.hub.clone();
-            self.hub.runtime.spawn(async move { hub.give_back(left).await });
+            self.hub.runtime.spawn(async move {
+                let _under_way = hub.settling.read().await;
+                hub.give_back(left).await;
+            });
         }
     }
 }
@@ -167,7 +191,7 @@ impl Drop for BeanstalkdConsumer {
 /// Looks at the servers in turn until one has jobs. An error only if none could be asked.
 async fn fetch(hub: &Arc<Hub>, feed: &Feed, asked: usize) -> Result<usize> {
     let mut outcome: Option<Result<usize>> = None;
-    for server in hub.by_turn() {
+    for server in hub.by_turn(&feed.turn) {
         match fetch_from(hub, server, feed, asked).await {
             Ok(0) => outcome = Some(Ok(0)),
             Ok(got) => return Ok(got),
@@ -182,6 +206,7 @@ async fn fetch(hub: &Arc<Hub>, feed: &Feed, asked: usize) -> Result<usize> {
 
 async fn fetch_from(hub: &Arc<Hub>, server: &Arc<Server>, feed: &Feed, asked: usize) -> Result<usize> {
     let busy = server.fetching().await?;
+    hub.hear(std::slice::from_ref(&feed.source), server).await;
     // While the figures of one part are on their way the server reserves the other one: it is never idle.
     let second = if asked >= WORTH_HALVING { asked / 2 } else { 0 };
     let (first, second) = tokio::join!(
@@ -192,21 +217,36 @@ async fn fetch_from(hub: &Arc<Hub>, server: &Arc<Server>, feed: &Feed, asked: us
     deliveries.extend(rest);
     let got = deliveries.len();
     if got > 0 {
-        hub.hand_in(feed, deliveries);
+        hub.hand_in(feed, deliveries).await;
     }
     Ok(got)
 }
 
 async fn fetch_part(hub: &Hub, server: &Server, link: &Link, feed: &Feed, asked: usize) -> Result<Vec<Delivery>> {
-    let request = Request::all((0..asked).map(|_| Command::ReserveWithTimeout(0))).watching(feed.tubes.clone());
+    if asked == 0 {
+        return Ok(Vec::new());
+    }
+    let mut request = Request::default().watching(feed.tubes.clone());
+    request.push_to(&feed.source.pause, &Command::PeekReady);
+    let asked = if hub.is_paused(&feed.source) { 0 } else { asked };
+    for _ in 0..asked {
+        request.push(&Command::ReserveWithTimeout(0));
+    }
     let before = hub.clock.now();
     let mut jobs = Vec::new();
-    for reply in hub.call(link, request).await? {
+    let mut replies = hub.call(link, request).await?.into_iter();
+    let paused = replies.next().is_some_and(|mark| hub.note(&feed.source, &mark));
+    for reply in replies {
         match reply {
             Reply::Reserved(id, body) => jobs.push((id, body)),
             // Said in the last second of another job of this connection, and only if nothing is ready.
             Reply::TimedOut | Reply::DeadlineSoon => {}
-            other => return Err(error::unexpected(&other, "reserve-with-timeout")),
+            other => {
+                // What it has given along with this would be reserved until its time is over.
+                let odd = error::unexpected(&other, "reserve-with-timeout");
+                link.close(&odd);
+                return Err(odd);
+            }
         }
     }
     let request = Request::all(jobs.iter().map(|(id, _)| Command::StatsJob(*id)));
@@ -216,8 +256,11 @@ async fn fetch_part(hub: &Hub, server: &Server, link: &Link, feed: &Feed, asked:
         if let Reply::Ok(stats) = reply
             && let Some(job) = JobStats::read(&stats)
         {
-            deliveries.push(hub.grant(link.number, server, &feed.queue, body, &job, before));
+            deliveries.extend(hub.grant(link, server, &feed.source.queue, body, &job, before));
         }
+    }
+    if paused {
+        hub.give_back(std::mem::take(&mut deliveries)).await;
     }
     Ok(deliveries)
 }

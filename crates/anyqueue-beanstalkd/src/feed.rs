@@ -1,13 +1,15 @@
 //! What a consumer has got and not handed out yet.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyqueue_core::{Delivery, Error, Moment, QueueName};
+use anyqueue_core::{Delivery, Error, Moment};
 use tokio::sync::Notify;
 
-use crate::tubes::Tube;
+use crate::error;
+use crate::lease::Leases;
+use crate::tubes::{Tube, Tubes};
 
 /// The least that is asked for at once: what an idle queue costs the server at each look.
 const LEAST: usize = 4;
@@ -15,16 +17,18 @@ const LEAST: usize = 4;
 /// The most that is asked for at once.
 const MOST: usize = 512;
 
-/// How often a busy consumer looks for the mark of a pause.
-const PAUSE_CHECK: Duration = Duration::from_secs(1);
-
 /// The meeting point of one consumer and the connections that bring its jobs.
 #[derive(Debug)]
 pub(crate) struct Feed {
-    pub(crate) queue: QueueName,
+    /// All tubes of its queue.
+    pub(crate) source: Arc<Tubes>,
+    /// Those of them that it takes from.
     pub(crate) tubes: Vec<Tube>,
     /// Rung when something came, failed or was found empty.
     pub(crate) bell: Notify,
+    /// Which server comes first at the next look. Sends count their own turns: one that follows each look must not always meet
+    /// the other server.
+    pub(crate) turn: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -41,12 +45,10 @@ struct State {
     ask: usize,
     /// How many looks have ended.
     looks: u64,
-    /// When it was last seen that the queue is not paused.
-    seen_open: Option<Moment>,
 }
 
 impl Feed {
-    pub(crate) fn new(queue: QueueName, tubes: Vec<Tube>) -> Self {
+    pub(crate) fn new(source: Arc<Tubes>, tubes: Vec<Tube>) -> Self {
         let state = State {
             buffer: VecDeque::new(),
             error: None,
@@ -56,9 +58,8 @@ impl Feed {
             closed: false,
             ask: LEAST,
             looks: 0,
-            seen_open: None,
         };
-        Self { queue, tubes, bell: Notify::new(), state: Mutex::new(state) }
+        Self { source, tubes, bell: Notify::new(), turn: AtomicUsize::new(0), state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -90,10 +91,10 @@ impl Feed {
         state.lingers |= until.is_some();
     }
 
-    /// Takes what is there and has time left, or the error that came instead.
-    pub(crate) fn take(&self, max: usize, now: Moment) -> Result<Vec<Delivery>, Error> {
+    /// Takes what is there and still reserved, or the error that came instead.
+    pub(crate) fn take(&self, max: usize, now: Moment, leases: &Leases) -> Result<Vec<Delivery>, Error> {
         let mut state = self.state();
-        state.buffer.retain(|delivery| now < delivery.deadline);
+        state.buffer.retain(|delivery| leases.get(&delivery.receipt, now).is_some());
         if state.buffer.is_empty()
             && let Some(error) = state.error.take()
         {
@@ -103,24 +104,18 @@ impl Feed {
         Ok(state.buffer.drain(..count).collect())
     }
 
-    /// Begins a look for jobs unless one is under way: how many to ask for.
-    pub(crate) fn begin_look(&self, max: usize) -> Option<usize> {
+    /// Begins a look for jobs unless one is under way.
+    pub(crate) fn begin_look(self: &Arc<Self>, max: usize) -> Option<Look> {
         let mut state = self.state();
         if state.fetching {
             return None;
         }
         state.fetching = true;
-        Some(state.ask.min(max))
+        Some(Look { feed: self.clone(), asked: state.ask.min(max), has_ended: false })
     }
 
-    /// Whether it is time to look for the mark of a pause: a server may have forgotten it.
-    pub(crate) fn must_look_for_pause(&self, now: Moment) -> bool {
-        let mut state = self.state();
-        let due = state.seen_open.is_none_or(|seen| now.since(seen) >= PAUSE_CHECK);
-        if due {
-            state.seen_open = Some(now);
-        }
-        due
+    pub(crate) fn is_looking(&self) -> bool {
+        self.state().fetching
     }
 
     /// How many looks have ended so far.
@@ -129,13 +124,13 @@ impl Feed {
     }
 
     /// Ends a look. As long as all that was asked for comes, more is asked for the next time.
-    pub(crate) fn end_look(&self, asked: usize, result: Result<usize, Error>) {
+    fn end_look(&self, asked: usize, result: Result<usize, Error>) {
         let mut state = self.state();
         (state.fetching, state.looks) = (false, state.looks + 1);
         match result {
             Ok(got) if got >= asked => state.ask = (state.ask * 2).clamp(LEAST, MOST),
             Ok(got) => state.ask = (got * 2).clamp(LEAST, MOST),
-            Err(e) => (state.error, state.seen_open) = (Some(e), None),
+            Err(e) => state.error = Some(e),
         }
         drop(state);
         self.bell.notify_one();
@@ -157,7 +152,7 @@ impl Feed {
     /// Wakes the consumer with an error.
     pub(crate) fn fail(&self, error: &Error) {
         let mut state = self.state();
-        (state.error, state.waits, state.seen_open) = (Some(error.duplicate()), None, None);
+        (state.error, state.waits) = (Some(error.duplicate()), None);
         drop(state);
         self.bell.notify_one();
     }
@@ -167,5 +162,30 @@ impl Feed {
         let mut state = self.state();
         (state.closed, state.waits, state.lingers) = (true, None, false);
         state.buffer.drain(..).collect()
+    }
+}
+
+/// A look under way. It ends in whatever way its task does: a runtime that is shut down just drops it, and nobody would ever
+/// wake those who wait for it.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub(crate) feed: Arc<Feed>,
+    /// How many to ask for.
+    pub(crate) asked: usize,
+    has_ended: bool,
+}
+
+impl Look {
+    pub(crate) fn end(mut self, result: Result<usize, Error>) {
+        self.has_ended = true;
+        self.feed.end_look(self.asked, result);
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.feed.end_look(self.asked, Err(error::closed()));
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::request::Request;
 use crate::server::Server;
 use crate::tubes::{Tube, Tubes};
 use crate::walk::Walk;
-use crate::wire::{Command, Reply};
+use crate::wire::{Command, JobStats, Reply};
 
 /// Jobs that are moved at once.
 const PART: u64 = 128;
@@ -31,10 +31,10 @@ impl Hub {
             }
             let after = if at == first { last } else { 0 };
             let walk = Walk::start(self, server, &link, tubes, Some(State::Held)).await?;
-            let mut seen = walk.collect(State::Held).await?;
-            seen.retain(|job| job.id > after);
-            seen.sort_unstable_by_key(|job| job.id);
             let room = limit - page.tasks.len();
+            // One more than there is room for says whether another page follows.
+            let place = |job: &JobStats<'_>| (job.id > after).then_some((job.id, 0));
+            let mut seen = walk.first(State::Held, room.saturating_add(1), place).await?;
             let more = seen.len() > room;
             seen.truncate(room);
             let reached = seen.last().map_or(after, |job| job.id);
@@ -47,7 +47,7 @@ impl Hub {
         if page.tasks.is_empty() { missing.map(|()| page) } else { Ok(page) }
     }
 
-    pub(crate) async fn kick(&self, tubes: &Tubes, which: &Which) -> Result<u64> {
+    pub(crate) async fn kick(self: &Arc<Self>, tubes: &Arc<Tubes>, which: &Which) -> Result<u64> {
         let mut kicked = 0;
         let (live, missing) = self.live_of_all().await?;
         for (server, asking) in live {
@@ -60,7 +60,13 @@ impl Hub {
         if kicked == 0 { missing.map(|()| 0) } else { Ok(kicked) }
     }
 
-    async fn kick_ids(&self, server: &Arc<Server>, asking: &Arc<Link>, tubes: &Tubes, ids: &[TaskId]) -> Result<u64> {
+    async fn kick_ids(
+        self: &Arc<Self>,
+        server: &Arc<Server>,
+        asking: &Arc<Link>,
+        tubes: &Arc<Tubes>,
+        ids: &[TaskId],
+    ) -> Result<u64> {
         let found = self.find(server, asking, tubes, ids.iter().copied().collect::<HashSet<_>>()).await?;
         let held: Vec<_> = found.into_values().map(|found| found.seen).filter(|job| job.state == State::Held).collect();
         let native = Request::all(held.iter().filter(|job| !job.in_held).map(|job| Command::KickJob(job.id)));
@@ -76,7 +82,7 @@ impl Hub {
     }
 
     /// Kicks up to so many of those that are held now: first from the companion tube, longest held first, then buried ones.
-    async fn kick_first(&self, server: &Arc<Server>, asking: &Link, tubes: &Tubes, most: u64) -> Result<u64> {
+    async fn kick_first(self: &Arc<Self>, server: &Arc<Server>, asking: &Link, tubes: &Arc<Tubes>, most: u64) -> Result<u64> {
         let counts = self.counts(asking, tubes).await?;
         let (held, buried) = (counts.companion, counts.open.buried);
         let (from_held, mut kicked) = (held.min(most), 0);
@@ -102,8 +108,20 @@ impl Hub {
         Ok(reserved(self.call(own, request).await?))
     }
 
+    /// Puts held tasks on their queue and removes them where they were, also when nobody waits for it any more.
+    async fn make_ready(
+        self: &Arc<Self>,
+        server: &Arc<Server>,
+        own: &Arc<Link>,
+        tubes: &Arc<Tubes>,
+        jobs: Vec<(u64, Bytes)>,
+    ) -> Result<u64> {
+        let (hub, server, own, tubes) = (self.clone(), server.clone(), own.clone(), tubes.clone());
+        self.to_its_end(async move { hub.move_ready(&server, &own, &tubes, jobs).await }).await
+    }
+
     /// Puts held tasks on their queue, with the priority and TTR that they carry, and removes them where they were.
-    async fn make_ready(&self, server: &Server, own: &Link, tubes: &Tubes, jobs: Vec<(u64, Bytes)>) -> Result<u64> {
+    async fn move_ready(&self, server: &Server, own: &Link, tubes: &Tubes, jobs: Vec<(u64, Bytes)>) -> Result<u64> {
         let mut request = Request::default();
         let puts: Vec<(u64, usize)> = jobs
             .iter()
@@ -120,10 +138,14 @@ impl Hub {
                 Reply::Inserted(_) => {
                     removes.push(&Command::Delete(id));
                 }
-                other => refused = Some(error::unexpected(other, "put")),
+                other => {
+                    self.unbury(own, other);
+                    refused = Some(error::unexpected(other, "put"));
+                }
             }
         }
-        let count = self.call(own, removes).await?.len() as u64;
+        let removed = self.call(own, removes).await.map_err(Error::effect_unknown)?;
+        let count = removed.iter().filter(|reply| matches!(reply, Reply::Deleted)).count() as u64;
         // What was refused goes back when the connection is closed.
         refused.map_or(Ok(count), Err)
     }

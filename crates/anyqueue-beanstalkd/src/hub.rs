@@ -31,13 +31,15 @@ pub(crate) struct Hub {
     pub(crate) runtime: Handle,
     /// Queues that are known to exist.
     pub(crate) declared: Mutex<HashSet<QueueName>>,
-    /// Read while a settle is under way: whoever closes waits for the copies' originals to be removed.
+    /// Read while something is under way that must be carried to its end: whoever closes waits for the copies' originals to
+    /// be removed, and for what looks still bring.
     pub(crate) settling: tokio::sync::RwLock<()>,
     leases: Mutex<Leases>,
     feeds: Mutex<Vec<Arc<Feed>>>,
     queues: Mutex<HashMap<QueueName, Arc<Tubes>>>,
     closed: AtomicBool,
-    turn: AtomicUsize,
+    /// Which server comes first at the next send.
+    pub(crate) turn: AtomicUsize,
 }
 
 /// What `info` tells.
@@ -45,12 +47,15 @@ pub(crate) struct Hub {
 pub(crate) struct Counters {
     pub(crate) round_trips: AtomicU64,
     pub(crate) reconnects: AtomicU64,
+    /// Connections made so far.
+    pub(crate) made: AtomicU64,
     lost: AtomicU64,
 }
 
 impl Counters {
     /// Notes a connection that was made: anew, if one had been lost before.
     pub(crate) fn connected(&self) {
+        self.made.fetch_add(1, Ordering::Release);
         let lost = self.lost.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |lost| lost.checked_sub(1));
         self.reconnects.fetch_add(u64::from(lost.is_ok()), Ordering::Relaxed);
     }
@@ -107,8 +112,8 @@ impl Hub {
     }
 
     /// The servers, each time beginning with another one.
-    pub(crate) fn by_turn(&self) -> impl Iterator<Item = &Arc<Server>> {
-        let (count, turn) = (self.servers.len(), self.turn.fetch_add(1, Ordering::Relaxed));
+    pub(crate) fn by_turn(&self, turn: &AtomicUsize) -> impl Iterator<Item = &Arc<Server>> {
+        let (count, turn) = (self.servers.len(), turn.fetch_add(1, Ordering::Relaxed));
         (0..count).map(move |at| &self.servers[(at + turn) % count])
     }
 
@@ -142,21 +147,25 @@ impl Hub {
         }
     }
 
-    /// Notes a reservation and makes it a delivery. `before` is a moment before the job's time began.
+    /// Notes a reservation and makes it a delivery, unless the connection has ended and lost it. `before` is a moment before
+    /// the job's time began.
     pub(crate) fn grant(
         &self,
-        link: u64,
+        link: &Link,
         server: &Server,
         queue: &QueueName,
         raw: Bytes,
         job: &JobStats<'_>,
         before: Moment,
-    ) -> Delivery {
+    ) -> Option<Delivery> {
         let ttr = Duration::from_secs(job.ttr);
         let deadline = before + ttr;
-        let lease = Lease { link, job: job.id, priority: job.priority, ttr, deadline, counted: Counted::default() };
-        let receipt = self.leases().grant(lease);
-        Delivery { receipt, queue: queue.clone(), raw, native: self.native(server, job), lease: ttr, deadline }
+        let lease = Lease { link: link.number, job: job.id, priority: job.priority, ttr, deadline, counted: Counted::default() };
+        let mut leases = self.leases();
+        // A connection that ends after this is forgotten after this.
+        let receipt = if link.is_dead() { None } else { Some(leases.grant(lease)) }?;
+        drop(leases);
+        Some(Delivery { receipt, queue: queue.clone(), raw, native: self.native(server, job), lease: ttr, deadline })
     }
 
     /// Puts reserved jobs back at their places, uncounted, as far as they are still held.
@@ -170,14 +179,50 @@ impl Hub {
     }
 
     async fn release(&self, leases: Vec<Lease>) {
-        let requests = releases(leases).into_iter();
-        let release = |(link, request): (u64, Request)| async move {
+        let mut by_link: HashMap<u64, Vec<Lease>> = HashMap::new();
+        leases.into_iter().for_each(|lease| by_link.entry(lease.link).or_default().push(lease));
+        let release = |(link, leases): (u64, Vec<Lease>)| async move {
             if let Some(link) = self.link(link) {
+                let mut request = Request::default();
+                for lease in &leases {
+                    request.push(&Command::Release { id: lease.job, priority: lease.priority, delay: 0 });
+                    request.keep(lease.counted.clone());
+                }
                 // A connection that breaks gives back what it holds.
-                drop(self.call(&link, request).await);
+                drop(self.put_back(&link, request, leases.iter().map(|lease| lease.job)).await);
             }
         };
-        join_all(requests.map(release)).await;
+        join_all(by_link.into_iter().map(release)).await;
+    }
+
+    /// Has a connection release these jobs. One that the server had no memory to put in line again, and buried, is kicked.
+    pub(crate) async fn put_back(&self, link: &Link, releases: Request, jobs: impl Iterator<Item = u64>) -> Result<Vec<Reply>> {
+        let replies = self.call(link, releases).await?;
+        let buried = jobs.zip(&replies).filter(|(_, reply)| matches!(reply, Reply::Buried(_)));
+        let kicks = Request::all(buried.map(|(job, _)| Command::KickJob(job)));
+        if !kicks.is_empty() {
+            let (server, count) = (link.server(), kicks.len());
+            tracing::warn!(
+                server,
+                count,
+                "beanstalkd had no memory to put released jobs in line and buried them: they are kicked"
+            );
+            self.call(link, kicks).await?;
+        }
+        Ok(replies)
+    }
+
+    /// Carries something to its end, also when whoever asked has gone. Whoever closes waits for it.
+    pub(crate) async fn to_its_end<T: Send + 'static>(
+        self: &Arc<Self>,
+        act: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let hub = self.clone();
+        let acting = self.runtime.spawn(async move {
+            let _under_way = hub.settling.read().await;
+            if hub.is_closed() { Err(error::closed()) } else { act.await }
+        });
+        acting.await.unwrap_or_else(|_| Err(error::closed().effect_unknown()))
     }
 
     /// Gives everything back and closes all connections.
@@ -185,11 +230,14 @@ impl Hub {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (now, feeds) = (self.clock.now(), std::mem::take(&mut *guard(&self.feeds)));
-        feeds.iter().for_each(|feed| feed.fail(&error::closed()));
+        for feed in std::mem::take(&mut *guard(&self.feeds)) {
+            // What it had is given back with all that is held.
+            drop(feed.close());
+            feed.fail(&error::closed());
+        }
         // One that takes too long ends in a duplicate, as in a crash.
         drop(tokio::time::timeout(self.config.patience, self.settling.write()).await);
-        let held = self.leases().take_all(now);
+        let held = self.leases().take_all(self.clock.now());
         self.release(held).await;
         self.servers.iter().for_each(|server| server.close());
     }
@@ -207,34 +255,12 @@ impl Hub {
     }
 
     /// Gives deliveries to a consumer; if it has gone, they go back.
-    pub(crate) fn hand_in(&self, feed: &Feed, deliveries: Vec<Delivery>) {
+    pub(crate) async fn hand_in(&self, feed: &Feed, deliveries: Vec<Delivery>) {
         let refused = feed.take_in(deliveries);
-        if refused.is_empty() {
-            return;
-        }
-        let now = self.clock.now();
-        let leases: Vec<Lease> = {
-            let mut leases = self.leases();
-            refused.iter().filter_map(|delivery| leases.take(&delivery.receipt, now)).collect()
-        };
-        for (link, request) in releases(leases) {
-            if let Some(link) = self.link(link) {
-                // The answer changes nothing.
-                drop(link.submit(request));
-            }
+        if !refused.is_empty() {
+            self.give_back(refused).await;
         }
     }
-}
-
-/// What puts jobs back at their places, by connection.
-fn releases(leases: Vec<Lease>) -> HashMap<u64, Request> {
-    let mut requests: HashMap<u64, Request> = HashMap::new();
-    for lease in leases {
-        let request = requests.entry(lease.link).or_default();
-        request.push(&Command::Release { id: lease.job, priority: lease.priority, delay: 0 });
-        request.keep(lease.counted);
-    }
-    requests
 }
 
 /// Seconds, rounded up: the server's step.

@@ -70,11 +70,9 @@ impl Leases {
         self.by_tag.get(&receipt.tag).filter(|lease| lease.link == receipt.epoch && now < lease.deadline)
     }
 
-    /// Sets when a reservation ends.
-    pub(crate) fn extend(&mut self, receipt: &Receipt, deadline: Moment) {
-        if let Some(lease) = self.by_tag.get_mut(&receipt.tag) {
-            lease.deadline = deadline;
-        }
+    /// Sets when a reservation ends. False if it is not there any more.
+    pub(crate) fn extend(&mut self, receipt: &Receipt, deadline: Moment) -> bool {
+        self.by_tag.get_mut(&receipt.tag).map(|lease| lease.deadline = deadline).is_some()
     }
 
     fn remove(&mut self, tag: u64) -> Option<Lease> {

@@ -13,15 +13,17 @@
 //!   died with it. That is one command more per task than the least, and what bounds the speed of a drain.
 //! * `info` shows the server's own counts. A job that one connection passed to another was reserved and released once more.
 //! * A connection that goes dead without a word while it waits may have been given a task, which is back when its TTR is
-//!   over. Version 1.12 may also keep the task of a *frozen* worker until that worker goes on or ends.
+//!   over. The server may also keep the task of a *frozen* worker until that worker goes on or ends.
 //! * A task that has no room left for its reason or its count, since it is as large as `-z` allows, is buried as it is: it
 //!   counts as held, and why is in the log alone.
+//! * A pause is the server's own, and is noted in the tube `<queue>;pause`: workers of ours keep to the note where the server has
+//!   forgotten its pause, and pause it again. Of several servers' notes the latest holds.
 //! * With several servers each has its own line: workers take from them in turn. One that does not answer is tried in the
 //!   background; a question to which the others know no answer fails meanwhile, since it may know one.
 //!
-//! The rooms: `wire` (the protocol), `request` and `link` (one connection, many requests under way), `server` (the
-//! connections to one server), `hub` (what all parts share), `wait` (how a queue waits), `lease` (what is reserved), `feed` and
-//! `consumer` (reserving), `settle`, `send`, `mark` (declaring and pausing), `walk`, `held` and `admin` (the operator's verbs).
+//! The rooms: `wire` (the protocol), `request`, `link` and `stream` (one connection, many requests under way), `server` and
+//! `pool` (the connections to one server), `hub` (what all parts share), `wait` (how a queue waits), `lease` (what is reserved), `feed` and
+//! `consumer` (reserving), `settle`, `send`, `mark` (declaring), `pause`, `walk`, `first`, `held` and `admin` (the operator's verbs).
 
 mod admin;
 mod broker;
@@ -29,15 +31,19 @@ mod config;
 mod consumer;
 mod error;
 mod feed;
+mod first;
 mod held;
 mod hub;
 mod lease;
 mod link;
 mod mark;
+mod pause;
+mod pool;
 mod request;
 mod send;
 mod server;
 mod settle;
+mod stream;
 mod touch;
 mod tubes;
 mod wait;
@@ -88,12 +94,15 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     ),
     link: Link::Network { liveness: config::LIVENESS },
     death: Death::AtOnce,
-    // Version 1.12 forgets, about once in five times, that a lease ends on a connection that says nothing: it compares a
-    // microsecond with itself. Any word on that connection reminds it, and ours speak each second; a frozen one does not.
+    // About once in five times the server forgets that a lease ends on a connection that says nothing: `prottick` (prot.c, up to
+    // 1.13 at least) takes the connection out of its heap, `conn_timeout` finds that the deadline, to the microsecond, is not
+    // past but now, and only `connsched` puts it back. That is called for a connection's own input and output alone (and for
+    // the oldest one that waits when a job comes), so no other worker's words can help, nor can anyone else release the job.
+    // Ours speak each second; a frozen one does not.
     frozen_bound: Duration::MAX,
     settle_window: Duration::ZERO,
     same_id: Support::Needs((), "a task log: beanstalkd takes every job as a new one"),
-    max_queue_name: None,
+    ..Capabilities::FULL
 };
 
 const SEARCH: &str = "beanstalkd knows its own job numbers only: the id is searched job by job, newest first";

@@ -1,34 +1,26 @@
-//! Marks of a queue: that it exists, and that it is paused.
+//! Declaring: the mark of a queue.
 //!
-//! A tube is there only as long as somebody uses it, and a restarted server has forgotten all pauses. So each queue has a
-//! tube `;queue` with a job in it that says so, and survives with the binlog. Workers look at it, and pause the tubes anew.
+//! A tube is there only as long as somebody uses it. So each queue has a tube `<queue>;queue` with a job in it that says that
+//! the queue is there, and how its tasks are spread over tubes; it survives with the binlog.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyqueue_core::time::{DEFAULT_TTR, unix_millis};
-use anyqueue_core::{Create, Declared, Error, ErrorKind, Paused, QueueName, Result};
+use anyqueue_core::time::DEFAULT_TTR;
+use anyqueue_core::{Create, Declared, Drift, Error, ErrorKind, QueueName, Result};
 
 use futures::future::join_all;
 
 use crate::error;
-use crate::hub::{Hub, seconds};
+use crate::hub::Hub;
 use crate::link::Link;
 use crate::request::Request;
 use crate::server::Server;
-use crate::tubes::Tubes;
+use crate::tubes::{Tube, Tubes};
 use crate::wire::{Command, Reply};
 
-/// A pause without an end, for a server that knows none: ten years.
-const ENDLESS: Duration = Duration::from_secs(10 * 365 * 86_400);
-
-/// What stands in front: a pause hides the declaration.
-const FIRST: u32 = 0;
-const SECOND: u32 = 1;
-
-fn put(body: &str, priority: u32) -> Command<'_> {
-    Command::Put { priority, delay: 0, ttr: DEFAULT_TTR.as_secs() as u32, body: body.as_bytes() }
-}
+/// What a mark begins with. The ends of the queue's bands follow, if it has any.
+const DECLARED: &str = "declared";
+const BANDS: &str = " bands ";
 
 /// A server that answers, and the connection to ask it on.
 pub(crate) type Live<'a> = (&'a Arc<Server>, Arc<Link>);
@@ -62,7 +54,7 @@ impl Hub {
     /// Sees to it that a queue exists on all servers.
     pub(crate) async fn declare(&self, queue: &QueueName, create: Create) -> Result<Declared> {
         let (tubes, live) = (self.tubes(queue), self.live().await?);
-        let (mut known, mut unmarked) = (false, Vec::new());
+        let (mut known, mut drift, mut unmarked) = (false, Vec::new(), Vec::new());
         for (_, link) in &live {
             let mut request = Request::default();
             request.push_to(&tubes.mark, &Command::PeekReady);
@@ -70,10 +62,18 @@ impl Hub {
                 request.push(&Command::StatsTube(tube));
             }
             let replies = self.call(link, request).await?;
-            if !matches!(replies.first(), Some(Reply::Found(..))) {
-                unmarked.push(link);
-            }
             known |= replies.iter().any(|reply| matches!(reply, Reply::Found(..) | Reply::Ok(_)));
+            let Some(Reply::Found(_, mark)) = replies.first() else {
+                unmarked.push(link);
+                continue;
+            };
+            let found = bands(mark);
+            if found != tubes.ends() {
+                drift.push(Drift { what: "bands".into(), wanted: listed(&tubes.ends()), found: listed(&found) });
+                if self.is_drained(link, &tubes, found).await? {
+                    unmarked.push(link);
+                }
+            }
         }
         match create {
             Create::Never if !known => {
@@ -83,100 +83,89 @@ impl Hub {
             }
             Create::Never => {}
             Create::Auto => {
+                let (mut noted, mut full) = (known, None);
                 for link in unmarked {
-                    self.put_mark(link, &tubes, "declared", SECOND).await?;
+                    match self.put_mark(link, &tubes.mark, &mark(&tubes.ends())).await {
+                        Err(e) if e.kind() == ErrorKind::Full => full = Some(e),
+                        marked => {
+                            marked?;
+                            noted = true;
+                        }
+                    }
                 }
+                // A server that is draining takes no mark; what is there already, or on another one, can be used without.
+                full.filter(|_| !noted).map_or(Ok(()), Err)?;
             }
         }
+        drift.dedup();
         self.declared.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(queue.clone());
-        Ok(Declared { created: !known, drift: Vec::new() })
+        Ok(Declared { created: !known, drift })
     }
 
-    async fn put_mark(&self, link: &Link, tubes: &Tubes, text: &str, priority: u32) -> Result<()> {
+    /// Whether no task is left in a tube that the queue had when its bands ended there, and has no more.
+    async fn is_drained(&self, link: &Link, tubes: &Tubes, mut ends: Vec<u32>) -> Result<bool> {
+        ends.push(u32::MAX);
+        let earlier = Tubes::new(&tubes.queue, &ends);
+        let left = earlier.open().filter(|tube| !tubes.open().any(|own| own == *tube));
+        Ok(self.count(link, left).await?.into_iter().all(|count| count.all() == 0))
+    }
+
+    /// Puts a mark in a tube, and removes the earlier ones.
+    pub(crate) async fn put_mark(&self, link: &Link, tube: &Tube, text: &str) -> Result<()> {
         let mut request = Request::default();
-        request.push_to(&tubes.mark, &put(text, priority));
+        let mark = Command::Put { priority: 0, delay: 0, ttr: DEFAULT_TTR.as_secs() as u32, body: text.as_bytes() };
+        request.push_to(tube, &mark);
         match self.call(link, request).await?.pop() {
-            Some(Reply::Inserted(_)) => Ok(()),
-            Some(other) => Err(error::unexpected(&other, "put")),
+            Some(Reply::Inserted(id)) => self.unmark(link, tube, id).await.map_err(Error::effect_unknown),
+            Some(other) => {
+                self.unbury(link, &other);
+                Err(error::unexpected(&other, "put"))
+            }
             None => Err(error::closed()),
         }
     }
 
-    /// The pause that is marked on one server, with the number of its job.
-    async fn marked(&self, link: &Link, tubes: &Tubes) -> Result<Option<(u64, Paused)>> {
-        let mut request = Request::default();
-        request.push_to(&tubes.mark, &Command::PeekReady);
-        match self.call(link, request).await?.pop() {
-            Some(Reply::Found(id, body)) => Ok(self.read_mark(&body).map(|paused| (id, paused))),
-            Some(Reply::NotFound) => Ok(None),
-            Some(other) => Err(error::unexpected(&other, "peek-ready")),
-            None => Err(error::closed()),
-        }
-    }
-
-    /// A pause as it is marked; one that is over is none.
-    fn read_mark(&self, body: &[u8]) -> Option<Paused> {
-        let text = str::from_utf8(body).ok()?.strip_prefix("paused")?;
-        let until: Option<u64> = text.strip_prefix(" until ").map(|millis| millis.parse().unwrap_or(0));
-        let left = until.map(|until| Duration::from_millis(until.saturating_sub(unix_millis(self.clock.wall()))));
-        Some(if left == Some(Duration::ZERO) { Paused::No } else { Paused::Yes(left) })
-    }
-
-    /// Removes what is marked of pauses.
-    async fn unmark(&self, link: &Link, tubes: &Tubes) -> Result<()> {
-        while let Some((id, _)) = self.marked(link, tubes).await? {
-            self.call(link, Request::of(&Command::Delete(id))).await?;
-        }
-        Ok(())
-    }
-
-    /// Has the server stop deliveries for so long; not at all means that it goes on at once.
-    async fn pause_tubes(&self, link: &Link, tubes: &Tubes, time: Duration) -> Result<()> {
-        let mut request = Request::default();
-        for tube in tubes.open() {
-            // A tube that nobody uses is not there, and cannot be paused.
-            request.push_to(tube, &Command::PauseTube { tube, delay: seconds(time) });
-        }
-        let refused = self.call(link, request).await?.into_iter().find(|reply| !matches!(reply, Reply::Paused | Reply::Using(_)));
-        refused.map_or(Ok(()), |reply| Err(error::unexpected(&reply, "pause-tube")))
-    }
-
-    pub(crate) async fn pause(&self, tubes: &Tubes, time: Option<Duration>) -> Result<()> {
-        let until = time.map(|time| unix_millis(self.clock.wall()).saturating_add(time.as_millis() as u64));
-        let text = until.map_or_else(|| "paused".to_owned(), |until| format!("paused until {until}"));
-        for (_, link) in self.live().await? {
-            self.unmark(&link, tubes).await?;
-            self.put_mark(&link, tubes, &text, FIRST).await?;
-            self.pause_tubes(&link, tubes, time.unwrap_or(ENDLESS)).await?;
-        }
-        Ok(())
-    }
-
-    pub(crate) async fn resume(&self, tubes: &Tubes) -> Result<()> {
-        for (_, link) in self.live().await? {
-            self.unmark(&link, tubes).await?;
-            self.pause_tubes(&link, tubes, Duration::ZERO).await?;
-        }
-        Ok(())
-    }
-
-    pub(crate) async fn paused(&self, tubes: &Tubes) -> Result<Paused> {
-        for (_, link) in self.live().await? {
-            if let Some((_, paused @ Paused::Yes(_))) = self.marked(&link, tubes).await? {
-                return Ok(paused);
+    /// Removes the marks before this one. Later ones are somebody else's.
+    pub(crate) async fn unmark(&self, link: &Link, tube: &Tube, before: u64) -> Result<()> {
+        loop {
+            let mut request = Request::default();
+            request.push_to(tube, &Command::PeekReady);
+            match self.call(link, request).await?.pop() {
+                Some(Reply::Found(id, _)) if id < before => drop(self.call(link, Request::of(&Command::Delete(id))).await?),
+                Some(Reply::Found(..) | Reply::NotFound) => return Ok(()),
+                Some(other) => return Err(error::unexpected(&other, "peek-ready")),
+                None => return Err(error::closed()),
             }
         }
-        Ok(Paused::No)
     }
+}
 
-    /// Pauses the tubes anew where a pause is marked that the server may have forgotten.
-    pub(crate) async fn enforce_pause(&self, tubes: &Tubes) {
-        let Ok(Paused::Yes(left)) = self.paused(tubes).await else { return };
-        for (_, link) in self.live().await.unwrap_or_default() {
-            if let Err(e) = self.pause_tubes(&link, tubes, left.unwrap_or(ENDLESS)).await {
-                let error = anyqueue_core::chain(&e);
-                tracing::warn!(queue = tubes.queue.as_str(), error, "a pause cannot be kept up");
-            }
+/// The mark of a queue whose bands end at these priorities.
+fn mark(ends: &[u32]) -> String {
+    let ends: Vec<String> = ends.iter().map(u32::to_string).collect();
+    if ends.is_empty() { DECLARED.to_owned() } else { format!("{DECLARED}{BANDS}{}", ends.join(",")) }
+}
+
+/// Where the bands of a queue end, by its mark.
+fn bands(mark: &[u8]) -> Vec<u32> {
+    let ends = str::from_utf8(mark).ok().and_then(|text| text.strip_prefix(DECLARED)?.strip_prefix(BANDS));
+    ends.into_iter().flat_map(|ends| ends.split(',')).filter_map(|end| end.parse().ok()).collect()
+}
+
+fn listed(ends: &[u32]) -> String {
+    if ends.is_empty() { "none".to_owned() } else { format!("{ends:?}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_tells_where_the_bands_end() {
+        for (ends, text) in [(vec![], "declared"), (vec![512, 2048], "declared bands 512,2048")] {
+            assert_eq!((mark(&ends).as_str(), bands(text.as_bytes())), (text, ends));
         }
+        assert!(bands(b"\xff").is_empty() && bands(b"declared bands x").is_empty());
+        assert_eq!([listed(&[]), listed(&[512, 2048])], ["none", "[512, 2048]"]);
     }
 }

@@ -22,7 +22,7 @@ impl Hub {
         let (tubes, limit) = (self.tubes(queue), self.max_body());
         let mut answers: Vec<Answer> = batch.iter().map(|task| check(task, limit).err().map(Err)).collect();
         let mut refused: Vec<Option<Error>> = batch.iter().map(|_| None).collect();
-        for server in self.by_turn() {
+        for server in self.by_turn(&self.turn) {
             let left: Vec<usize> = (0..batch.len()).filter(|at| answers[*at].is_none()).collect();
             if left.is_empty() {
                 break;

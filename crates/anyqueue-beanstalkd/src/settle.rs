@@ -125,9 +125,7 @@ impl BeanstalkdSettler {
             };
             match (item.what, reply) {
                 (Settlement::Done, Reply::Deleted) | (Settlement::Release(_), Reply::Released) => answers.push((item.at, Ok(()))),
-                (Settlement::Done | Settlement::Release(_), Reply::NotFound) => {
-                    answers.push((item.at, Err(Error::lease_lost())));
-                }
+                (_, Reply::NotFound) => answers.push((item.at, Err(Error::lease_lost()))),
                 (Settlement::Retry(_) | Settlement::Hold(..), Reply::Inserted(_)) => {
                     second.push((item, Command::Delete(item.lease.job)));
                 }
@@ -144,12 +142,29 @@ impl BeanstalkdSettler {
                     self.hub.unbury(link, reply);
                     refused.push((item, error::unexpected(reply, "put")));
                 }
+                (Settlement::Release(next), Reply::Buried(_)) => {
+                    let (queue, job) = (self.tubes.queue.as_str(), item.lease.job);
+                    tracing::warn!(queue, job, "beanstalkd had no memory to put a released job in line and buried it");
+                    if next.delay.is_zero() {
+                        second.push((item, Command::KickJob(job)));
+                    } else {
+                        // A kick would make it ready too early. It is held now.
+                        answers.push((item.at, Err(error::unexpected(reply, "release").effect_unknown())));
+                    }
+                }
                 (_, other) => answers.push((item.at, Err(error::unexpected(other, "settle")))),
             }
         }
-        let copied = self.put_elsewhere(link, refused, &mut answers).await;
-        second.extend(copied.into_iter().map(|item| (item, Command::Delete(item.lease.job))));
-        answers.extend(self.second_steps(link, second).await);
+        // At the same time: a server that is slow to take a copy must not keep those from being removed whose copies are put.
+        let elsewhere = async {
+            let mut answers = Vec::new();
+            let copied = self.put_elsewhere(link, refused, &mut answers).await;
+            let removes = copied.into_iter().map(|item| (item, Command::Delete(item.lease.job))).collect();
+            answers.extend(self.second_steps(link, removes).await);
+            answers
+        };
+        let (own, elsewhere) = tokio::join!(self.second_steps(link, second), elsewhere);
+        answers.extend(own.into_iter().chain(elsewhere));
         answers
     }
 
@@ -162,11 +177,18 @@ impl BeanstalkdSettler {
     ) -> Vec<&'i Item<'i>> {
         answers.extend(refused.extract_if(.., |(_, e)| e.kind() != ErrorKind::Full).map(|(item, e)| (item.at, Err(e))));
         let mut copied = Vec::new();
-        for server in self.hub.by_turn().filter(|server| server.link(own.number).is_none()) {
+        for server in self.hub.by_turn(&self.hub.turn).filter(|server| server.link(own.number).is_none()) {
             if refused.is_empty() {
                 break;
             }
             let Ok(link) = server.asking().await else { continue };
+            // Without the connection the task is nobody's any more, and whoever has it by now writes its copy.
+            let (now, lost) = (self.hub.clock.now(), own.is_dead());
+            let late = refused.extract_if(.., |(item, _)| lost || now >= item.lease.deadline);
+            answers.extend(late.map(|(item, _)| (item.at, Err(Error::lease_lost()))));
+            if refused.is_empty() {
+                break;
+            }
             let mut request = Request::default();
             let mut place = |item: &Item<'_>| copy(item.what).map(|next| self.push_copy(&mut request, item.what, next));
             let places: Vec<_> = refused.iter().map(|(item, _)| place(item)).collect();
@@ -188,7 +210,8 @@ impl BeanstalkdSettler {
                 }
             }
         }
-        answers.extend(refused.into_iter().map(|(item, e)| (item.at, Err(e))));
+        let lost = own.is_dead();
+        answers.extend(refused.into_iter().map(|(item, e)| (item.at, Err(if lost { Error::lease_lost() } else { e }))));
         copied
     }
 
@@ -226,7 +249,7 @@ fn ended_one(ended: &Result<Vec<Reply>>, place: Option<usize>) -> Result<()> {
     match (ended, place) {
         (_, None) => Err(Error::lease_lost().effect_unknown()),
         (Ok(replies), Some(place)) => match &replies[place] {
-            Reply::Deleted | Reply::Buried(None) => Ok(()),
+            Reply::Deleted | Reply::Buried(None) | Reply::Kicked(_) => Ok(()),
             Reply::NotFound => Err(Error::lease_lost().effect_unknown()),
             other => Err(error::unexpected(other, "settle").effect_unknown()),
         },

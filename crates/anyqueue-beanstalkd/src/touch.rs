@@ -54,7 +54,7 @@ impl BeanstalkdSettler {
         };
         let one = |((at, touch, lease), reply): (&&(usize, &Touch, Lease), Reply)| {
             let answer = match reply {
-                Reply::Touched => Ok(self.touched(touch, lease, before)),
+                Reply::Touched => self.touched(touch, lease, before).ok_or_else(Error::lease_lost),
                 Reply::NotFound => Err(Error::lease_lost()),
                 other => Err(error::unexpected(&other, "touch")),
             };
@@ -63,15 +63,16 @@ impl BeanstalkdSettler {
         items.iter().zip(replies).map(one).collect()
     }
 
-    /// Notes a touch. The server renews a job's own TTR; a longer lease is kept by touching again in time.
-    fn touched(&self, touch: &Touch, lease: &Lease, before: Moment) -> Duration {
-        self.hub.leases().extend(&touch.receipt, before + lease.ttr);
+    /// Notes a touch: how long the lease lasts now, if it was not given up meanwhile. The server renews a job's own TTR; a longer
+    /// lease is kept by touching again in time.
+    fn touched(&self, touch: &Touch, lease: &Lease, before: Moment) -> Option<Duration> {
+        self.hub.leases().extend(&touch.receipt, before + lease.ttr).then_some(())?;
         if touch.ttr > lease.ttr {
             let (hub, receipt) = (Arc::downgrade(&self.hub), touch.receipt.clone());
             self.hub.runtime.spawn(keep_touching(hub, receipt, before + touch.ttr));
         }
         let left = (before + lease.ttr.max(touch.ttr)).since(self.hub.clock.now());
-        left.max(Duration::from_millis(1))
+        Some(left.max(Duration::from_millis(1)))
     }
 }
 
@@ -90,7 +91,7 @@ async fn keep_touching(hub: Weak<Hub>, receipt: Receipt, until: Moment) {
         let (before, link) = (hub.clock.now(), hub.link(lease.link));
         let Some(link) = link.filter(|_| before < until && hub.leases().get(&receipt, before).is_some()) else { return };
         match hub.call(&link, Request::of(&Command::Touch(lease.job))).await.as_deref() {
-            Ok([Reply::Touched]) => hub.leases().extend(&receipt, before + lease.ttr),
+            Ok([Reply::Touched]) if hub.leases().extend(&receipt, before + lease.ttr) => {}
             _ => return,
         }
     }

@@ -1,13 +1,15 @@
 //! Which tubes a queue has.
 //!
 //! The plain tube has the queue's own name, so that other clients meet it. The others have a `;` in theirs, which no
-//! queue's name has, so that two queues never share one: `;held` for held tasks, `;queue` for the queue's own marks,
-//! `;p0-512` and the like for bands of priorities.
+//! queue's name has, so that two queues never share one: `;held` for held tasks, `;queue` for the mark of the queue
+//! itself, `;pause` for what was said of pauses, `;p0-512` and the like for bands of priorities.
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyqueue_core::{Error, ErrorKind, PriorityRange, QueueName, Result, priority};
+
+use crate::pause::Heard;
 
 /// A tube's name: at most 200 bytes of `A-Z a-z 0-9 - + / ; . $ _ ( )`, not starting with `-`.
 pub(crate) type Tube = Arc<str>;
@@ -21,6 +23,9 @@ pub(crate) struct Tubes {
     /// Nobody watches it but who kicks, so that a task in it is held whatever state the server has for it.
     pub(crate) held: Tube,
     pub(crate) mark: Tube,
+    pub(crate) pause: Tube,
+    /// What was heard of its pauses.
+    heard: Mutex<Heard>,
 }
 
 impl Tubes {
@@ -36,7 +41,23 @@ impl Tubes {
             first = last.saturating_add(1);
             (*last, tube)
         };
-        Self { queue: queue.clone(), bands: ends.iter().map(band).collect(), held: name(";held"), mark: name(";queue") }
+        Self {
+            queue: queue.clone(),
+            bands: ends.iter().map(band).collect(),
+            held: name(";held"),
+            mark: name(";queue"),
+            pause: name(";pause"),
+            heard: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last priority of each band but the last.
+    pub(crate) fn ends(&self) -> Vec<u32> {
+        self.bands.iter().map(|(last, _)| *last).filter(|last| *last < u32::MAX).collect()
     }
 
     /// Where a task of this priority goes.
@@ -94,7 +115,7 @@ mod tests {
     fn the_plain_tube_has_the_queues_name() {
         let plain = tubes("images", &[u32::MAX]);
         assert_eq!([plain.of(0), plain.of(1024), plain.of(u32::MAX)].map(|tube| &**tube), ["images"; 3]);
-        assert_eq!((&*plain.held, &*plain.mark), ("images;held", "images;queue"));
+        assert_eq!([&*plain.held, &*plain.mark, &*plain.pause], ["images;held", "images;queue", "images;pause"]);
         assert_eq!(&**tubes("-images", &[u32::MAX]).of(0), "$-images");
     }
 

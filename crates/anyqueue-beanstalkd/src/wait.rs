@@ -14,9 +14,10 @@ use crate::error;
 use crate::feed::Feed;
 use crate::hub::{Hub, seconds};
 use crate::link::{Answers, Link, answered};
+use crate::pool::{Busy, Wait};
 use crate::request::Request;
-use crate::server::{Busy, Server, Wait};
-use crate::tubes::Tube;
+use crate::server::Server;
+use crate::tubes::{Tube, Tubes};
 use crate::wire::{Command, JobStats, Reply};
 
 /// How long one wait lasts before it begins anew: a dead connection must be noticed.
@@ -42,14 +43,23 @@ impl Hub {
 
     /// What is to be awaited: the tubes of all consumers that wait now or will again soon, and for how many seconds.
     fn wanted(&self, server: &Server) -> Option<(Vec<Tube>, u32)> {
-        let (now, feeds) = (self.clock.now(), self.feeds());
-        feeds.iter().find(|feed| feed.waits() && !server.waits_for(&feed.tubes))?;
-        let longest = feeds.iter().filter_map(|feed| feed.waits_until()).max()?.since(now).min(WAIT);
-        let mut tubes: Vec<Tube> =
-            feeds.iter().filter(|feed| feed.lingers()).flat_map(|feed| feed.tubes.iter().cloned()).collect();
+        let longest = {
+            let feeds = self.feeds();
+            let open: Vec<&Arc<Feed>> = feeds.iter().filter(|feed| !self.is_paused(&feed.source)).collect();
+            open.iter().find(|feed| feed.waits() && !server.waits_for(&feed.tubes))?;
+            open.iter().filter_map(|feed| feed.waits_until()).max()?
+        };
+        Some((self.open_tubes(), seconds(longest.since(self.clock.now()).min(WAIT)).max(1)))
+    }
+
+    /// The tubes of all consumers that wait now or will again soon, of queues that are not paused.
+    fn open_tubes(&self) -> Vec<Tube> {
+        let feeds = self.feeds();
+        let open = feeds.iter().filter(|feed| feed.lingers() && !self.is_paused(&feed.source));
+        let mut tubes: Vec<Tube> = open.flat_map(|feed| feed.tubes.iter().cloned()).collect();
         tubes.sort_unstable();
         tubes.dedup();
-        Some((tubes, seconds(longest).max(1)))
+        tubes
     }
 
     /// When the server's last wait for this consumer ends.
@@ -71,21 +81,55 @@ impl Hub {
     async fn wait_on(self: Arc<Self>, server: Arc<Server>) {
         let armed = {
             let _one = server.arming.lock().await;
+            self.hear_all(&server).await;
             let Some((tubes, wait)) = self.wanted(&server) else { return };
             self.start_wait(&server, tubes, wait).await
         };
         match armed {
-            Ok((link, answers)) => self.wait_ended(&server, &link, answers).await,
+            Ok(Some((link, answers))) => self.wait_ended(&server, &link, answers).await,
+            Ok(None) => self.arm(),
             Err(e) => self.wait_failed(&server, &e),
         }
     }
 
-    async fn start_wait(&self, server: &Arc<Server>, tubes: Vec<Tube>, wait: u32) -> Result<(Arc<Link>, Answers)> {
+    /// Asks which of the queues that are waited for are paused.
+    async fn hear_all(self: &Arc<Self>, server: &Arc<Server>) {
+        let mut queues: Vec<Arc<Tubes>> =
+            self.feeds().iter().filter(|feed| feed.lingers()).map(|feed| feed.source.clone()).collect();
+        queues.sort_unstable_by_key(Arc::as_ptr);
+        queues.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        self.hear(&queues, server).await;
+    }
+
+    /// Begins a wait. `None` if it was broken off before it began, or there is nothing to wait for any more.
+    async fn start_wait(
+        self: &Arc<Self>,
+        server: &Arc<Server>,
+        mut tubes: Vec<Tube>,
+        wait: u32,
+    ) -> Result<Option<(Arc<Link>, Answers)>> {
         let time = Duration::from_secs(wait.into());
-        let link = server.waiting(&Wait { tubes: tubes.clone(), until: self.clock.now() + time + ANSWER }).await?;
+        let until = self.clock.now() + time + ANSWER;
+        let link = server.waiting(&Wait { tubes: tubes.clone(), until }).await?;
+        // The connection may be new, and the server may have forgotten a pause. What it gives all the same is given back.
+        self.hear_all(server).await;
+        let open = self.open_tubes();
+        tubes.retain(|tube| open.contains(tube));
+        if !server.narrow(&link, &tubes) {
+            return Ok(None);
+        }
         self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
-        let answers = link.submit(Request::of(&Command::ReserveWithTimeout(wait)).watching(tubes).waiting(time))?;
-        Ok((link, answers))
+        match link.submit(Request::of(&Command::ReserveWithTimeout(wait)).watching(tubes).waiting(time)) {
+            Ok(answers) => Ok(Some((link, answers))),
+            // A wait that was broken off is no failure.
+            Err(e) => {
+                if server.waited(&link) {
+                    Err(e)
+                } else {
+                    Ok(None)
+                }
+            }
+        }
     }
 
     async fn wait_ended(self: &Arc<Self>, server: &Arc<Server>, link: &Arc<Link>, answers: Answers) {
@@ -128,6 +172,7 @@ impl Hub {
         }
     }
 
+    /// The consumer that gets what came from this tube. Nobody, if the queue was paused since the wait began.
     fn feed_for(&self, tube: &[u8]) -> Option<Arc<Feed>> {
         let feeds = self.feeds();
         let of_tube = |feed: &&Arc<Feed>| feed.tubes.iter().any(|own| own.as_bytes() == tube);
@@ -135,7 +180,7 @@ impl Hub {
         if found.is_none() {
             feeds.iter().filter(of_tube).for_each(|feed| feed.linger_no_more());
         }
-        found.cloned()
+        found.filter(|feed| !self.is_paused(&feed.source)).cloned()
     }
 
     /// A job came to a connection that waited, and stays there. Its time starts anew: when it came is not known.
@@ -148,12 +193,12 @@ impl Hub {
         let Some(job) = JobStats::read(stats) else { return Ok(()) };
         match self.feed_for(job.tube) {
             Some(feed) => {
-                let delivery = self.grant(link.number, server, &feed.queue, body, &job, before);
-                self.hand_in(&feed, vec![delivery]);
+                let delivery = self.grant(link, server, &feed.source.queue, body, &job, before);
+                self.hand_in(&feed, Vec::from_iter(delivery)).await;
             }
             None => {
                 let release = Command::Release { id, priority: job.priority, delay: 0 };
-                self.call(link, Request::of(&release)).await?;
+                self.put_back(link, Request::of(&release), [id].into_iter()).await?;
             }
         }
         Ok(())
@@ -167,7 +212,8 @@ impl Hub {
         let Some(job) = JobStats::read(stats) else { return Ok(()) };
         let feed = self.feed_for(job.tube);
         let delay = if feed.is_some() { HAND_OVER } else { 0 };
-        let released = self.call(link, Request::of(&Command::Release { id, priority: job.priority, delay })).await?;
+        let release = Request::of(&Command::Release { id, priority: job.priority, delay });
+        let released = self.put_back(link, release, [id].into_iter()).await?;
         let (Some(feed), [Reply::Released]) = (feed, released.as_slice()) else { return Ok(()) };
         let other: Busy = server.fetching().await?;
         let mut request = Request::of(&Command::ReserveJob(id));
@@ -177,8 +223,8 @@ impl Hub {
         if let (Some(Reply::Reserved(_, body)), Some(Reply::Ok(stats))) = (replies.next(), replies.next())
             && let Some(job) = JobStats::read(&stats)
         {
-            let delivery = self.grant(other.link.number, server, &feed.queue, body, &job, before);
-            self.hand_in(&feed, vec![delivery]);
+            let delivery = self.grant(&other.link, server, &feed.source.queue, body, &job, before);
+            self.hand_in(&feed, Vec::from_iter(delivery)).await;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use anyqueue_core::{Defaults, Error, Incoming, NativeFacts, Peeked, Result, Stat
 use bytes::Bytes;
 
 use crate::error;
+use crate::first::First;
 use crate::hub::Hub;
 use crate::link::Link;
 use crate::request::Request;
@@ -20,6 +21,12 @@ use crate::wire::{Command, JobState, JobStats, Reply, Yaml};
 
 /// Numbers asked for at once.
 const PART: u64 = 1024;
+
+/// After so many parts without a job of the queue its jobs are counted anew: those that were to come may be gone.
+const RECOUNT: u32 = 4;
+
+/// Bodies asked for at once by who looks for a task: they may be large.
+const BODIES: usize = 64;
 
 /// The tube of the job that is put, and deleted at once, to learn the newest number.
 const PROBE: &str = "anyqueue;newest";
@@ -102,13 +109,17 @@ pub(crate) struct Walk<'a> {
     /// Jobs of this queue that have not been seen yet.
     left: u64,
     counts: Counts,
+    /// Parts since the last one with a job of the queue in it.
+    barren: u32,
+    /// It is over once no job is in this state any more.
+    state: Option<State>,
 }
 
 impl<'a> Walk<'a> {
     /// A walk that ends once all jobs of the queue have been seen, if any is in this state.
     pub(crate) async fn start(
         hub: &'a Hub,
-        server: &'a Server,
+        server: &'a Arc<Server>,
         link: &Arc<Link>,
         tubes: &'a Tubes,
         state: Option<State>,
@@ -120,11 +131,16 @@ impl<'a> Walk<'a> {
             // Counted anew: a job that came meanwhile, and is met first, must not stand for an older one.
             counts = hub.counts(link, tubes).await?;
         }
-        Ok(Self { hub, server, link: link.clone(), tubes, next, left: counts.of(None), counts })
+        // A long walk keeps nobody's sends waiting behind it.
+        let link = if next > PART && counts.of(state) > 0 { server.connect().await? } else { link.clone() };
+        Ok(Self { hub, server, link, tubes, next, left: counts.of(None), counts, barren: 0, state })
     }
 
     /// The jobs of the queue among the next numbers; `None` at the end.
     pub(crate) async fn part(&mut self) -> Result<Option<Vec<Seen>>> {
+        if self.barren >= RECOUNT {
+            self.recount().await?;
+        }
         if self.next == 0 || self.left == 0 {
             return Ok(None);
         }
@@ -140,17 +156,35 @@ impl<'a> Walk<'a> {
                 seen.push(job);
             }
         }
+        self.barren = if seen.is_empty() { self.barren + 1 } else { 0 };
         Ok(Some(seen))
     }
 
-    /// All jobs of the queue in one state.
-    pub(crate) async fn collect(mut self, state: State) -> Result<Vec<Seen>> {
-        let (mut all, most) = (Vec::new(), self.counts.of(Some(state)));
-        while (all.len() as u64) < most {
+    /// There are no more jobs left to see than there are jobs.
+    async fn recount(&mut self) -> Result<()> {
+        let counts = self.hub.counts(&self.link, self.tubes).await?;
+        self.barren = 0;
+        self.left = if counts.of(self.state) == 0 { 0 } else { self.left.min(counts.of(None)) };
+        Ok(())
+    }
+
+    /// The first jobs of the queue in one state, in the order of their places. Those without a place are left out.
+    pub(crate) async fn first(
+        mut self,
+        state: State,
+        most: usize,
+        place: impl Fn(&JobStats<'_>) -> Option<(u64, u64)>,
+    ) -> Result<Vec<Seen>> {
+        let (mut first, mut left) = (First::new(most), self.counts.of(Some(state)));
+        while left > 0 {
             let Some(part) = self.part().await? else { break };
-            all.extend(part.into_iter().filter(|job| job.state == state));
+            for job in part.into_iter().filter(|job| job.state == state) {
+                left = left.saturating_sub(1);
+                let at = JobStats::read(&job.stats).and_then(|stats| place(&stats));
+                at.into_iter().for_each(|at| first.offer(at, job.clone()));
+            }
         }
-        Ok(all)
+        Ok(first.into_jobs())
     }
 }
 
@@ -247,7 +281,7 @@ impl Hub {
     /// Searches tasks of one server by their ids.
     pub(crate) async fn find(
         &self,
-        server: &Server,
+        server: &Arc<Server>,
         link: &Arc<Link>,
         tubes: &Tubes,
         mut ids: HashSet<TaskId>,
@@ -255,10 +289,12 @@ impl Hub {
         let (mut walk, mut found) = (Walk::start(self, server, link, tubes, None).await?, HashMap::new());
         while !ids.is_empty() {
             let Some(part) = walk.part().await? else { break };
-            for job in self.bodies(link, part).await? {
-                let id = self.read(tubes, &self.peeked(job.clone())).id;
-                if ids.remove(&id) {
-                    found.insert(id, job);
+            for some in part.chunks(BODIES) {
+                for job in self.bodies(link, some.to_vec()).await? {
+                    let id = self.read(tubes, &self.peeked(job.clone())).id;
+                    if ids.remove(&id) {
+                        found.insert(id, job);
+                    }
                 }
             }
         }

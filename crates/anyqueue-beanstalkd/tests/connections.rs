@@ -6,7 +6,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use anyqueue_core::{Defaults, Figure, Incoming, Settlement, Touch};
+use anyqueue_core::{Defaults, ErrorKind, Figure, Incoming, Settlement, Touch};
 use anyqueue_testkit::servers::beanstalkd;
 use anyqueue_testkit::{Sample, Server};
 use support::*;
@@ -35,6 +35,10 @@ async fn one_connection_waits_for_fifty_queues() {
     }
     waiting(&server, "1").await;
     assert!(broker.info().connections <= 5, "{:?}", broker.info());
+    let before = broker.info().round_trips;
+    tokio::time::sleep(SOON).await;
+    let trips = broker.info().round_trips - before;
+    assert!(trips < 50, "{trips} round trips in {SOON:?}: idle queues are asked after together");
     for n in (0..50).rev() {
         broker.send(&queue(&format!("q{n}")), &[task(n)]).await.remove(0).unwrap();
     }
@@ -147,4 +151,46 @@ fn connections_live_where_the_broker_was_connected() {
         assert_eq!(reserve(&mut *consumer, SOON).await.len(), 1);
         assert_eq!(broker.info().reconnects, 0, "the guest's end has closed nothing");
     });
+}
+
+#[test]
+fn a_runtime_that_ends_keeps_no_reserve_waiting() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (home, guest) = (runtime(), runtime());
+    let fake = Fake::start(&[("reserve-with-timeout", &["later: TIMED_OUT"])]);
+    let mut consumer = home.block_on(async { consume(&*connect_to(fake.address).await, &queue("q")).await });
+    let waiting = guest.spawn(async move {
+        let one = std::num::NonZeroUsize::MIN;
+        [consumer.reserve(one, SOON * 20).await, consumer.reserve(one, SOON * 20).await]
+    });
+    home.block_on(eventually("it looks", || async { fake.heard("reserve-with-timeout 0") }));
+    drop(home);
+    let both = guest.block_on(async { tokio::time::timeout(SOON * 3, waiting).await });
+    for answer in both.expect("no endless wait").unwrap() {
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::Closed);
+    }
+}
+
+#[tokio::test]
+async fn tasks_cost_few_round_trips() {
+    let server = beanstalkd::start(&["-f", "50"]).await.unwrap();
+    let (broker, queue) = (connect_to(server.address()).await, queue("q"));
+    let (mut consumer, begun) = (consume(&*broker, &queue).await, broker.info().round_trips);
+    for part in 0..4 {
+        let batch: Vec<_> = (0..1000).map(|n| task(part * 1000 + n)).collect();
+        broker.send(&queue, &batch).await.into_iter().for_each(|answer| drop(answer.unwrap()));
+    }
+    assert_eq!(broker.info().round_trips - begun, 4, "one for each batch");
+    let (begun, mut left) = (broker.info().round_trips, 4000);
+    while left > 0 {
+        let got = consumer.reserve(std::num::NonZeroUsize::new(256).unwrap(), SOON).await.unwrap();
+        done(&*consumer.settler(), &got).await;
+        left -= got.len();
+    }
+    let trips = broker.info().round_trips - begun;
+    assert!(trips < 4000 / 20, "{trips} round trips for 4000 tasks that were reserved and done");
+    let begun = broker.info().round_trips;
+    assert!(reserve(&mut *consumer, SOON).await.is_empty());
+    let trips = broker.info().round_trips - begun;
+    assert!(trips < 30, "{trips} round trips in {SOON:?} of waiting");
 }

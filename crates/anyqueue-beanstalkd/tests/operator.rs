@@ -89,29 +89,6 @@ async fn a_task_held_by_us_is_in_the_companion_tube_whoever_looks() {
 }
 
 #[tokio::test]
-async fn a_pause_that_the_server_forgot_is_kept_up_by_the_workers() {
-    let server = beanstalkd::start(&[]).await.unwrap();
-    let (broker, queue) = (connect_to(server.address()).await, queue("q"));
-    let mut consumer = consume(&*broker, &queue).await;
-    broker.admin().pause(&queue, None).await.unwrap();
-    server.kill().await.unwrap();
-    Server::start(&server).await.unwrap();
-    let mut other = Plain::connect(server.address());
-    other.put("q", r#"{"task":"t"}"#);
-    assert_eq!(other.figure("stats-tube q", "pause"), "0", "the server knows nothing of it any more");
-    // Until it has connected again a reserve fails.
-    let until = std::time::Instant::now() + SOON;
-    let one = std::num::NonZeroUsize::MIN;
-    while std::time::Instant::now() < until {
-        let got = consumer.reserve(one, std::time::Duration::from_millis(300)).await.unwrap_or_default();
-        assert!(got.is_empty(), "a paused queue delivered");
-    }
-    assert_ne!(other.figure("stats-tube q", "pause"), "0", "it was told again");
-    broker.admin().resume(&queue).await.unwrap();
-    assert_eq!(reserve(&mut *consumer, SOON).await.len(), 1);
-}
-
-#[tokio::test]
 async fn a_connection_that_breaks_at_one_delete_leaves_the_other_answers_true() {
     let (tasks, none) = ([task(1), task(2)], "NOT_FOUND");
     let job = |id: u64| {
@@ -162,4 +139,77 @@ async fn a_task_that_comes_while_a_walk_begins_hides_no_older_one() {
     let seen = broker.admin().peek(&queue("q"), State::Ready, 10).await.unwrap();
     let ids: Vec<_> = seen.iter().filter_map(|task| task.native.id.as_deref()).collect();
     assert_eq!(ids, ["1", "1500"]);
+}
+
+#[tokio::test]
+async fn bands_that_were_changed_are_reported_until_the_tubes_of_the_earlier_ones_are_empty() {
+    let server = beanstalkd::start(&[]).await.unwrap();
+    let url = |bands: &str| format!("beanstalkd://{}{bands}", server.address());
+    let (before, queue) = (connect(&url("?bands=512")).await.unwrap(), queue("q"));
+    assert!(before.declare(&queue).await.unwrap().drift.is_empty());
+    assert!(before.declare(&queue).await.unwrap().drift.is_empty());
+    let mut urgent = task(1);
+    urgent.priority = 7;
+    before.send(&queue, &[urgent]).await.remove(0).unwrap();
+    let after = connect(&url("?bands=100,2048")).await.unwrap();
+    for _ in 0..2 {
+        let drift = after.declare(&queue).await.unwrap().drift;
+        assert_eq!(drift.len(), 1);
+        assert_eq!(
+            (drift[0].what.as_str(), drift[0].wanted.as_str(), drift[0].found.as_str()),
+            ("bands", "[100, 2048]", "[512]"),
+            "a task is still where only the earlier bands look for it"
+        );
+    }
+    let mut consumer = consume(&*before, &queue).await;
+    let got = reserve(&mut *consumer, SOON).await;
+    done(&*consumer.settler(), &got).await;
+    assert_eq!(after.declare(&queue).await.unwrap().drift.len(), 1, "once more, and from now on they are the queue's bands");
+    assert!(after.declare(&queue).await.unwrap().drift.is_empty());
+    let none = connect(&url("")).await.unwrap().declare(&queue).await.unwrap().drift;
+    assert_eq!((none[0].wanted.as_str(), none[0].found.as_str()), ("none", "[100, 2048]"));
+}
+
+/// A server with one held task, which gives the answer to its put later.
+fn with_one_held(delete: &str) -> Fake {
+    let one = with_body("---\ncurrent-jobs-ready: 1\n");
+    Fake::start(&[
+        ("stats-tube", &["NOT_FOUND", &one]),
+        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("put", &["later: INSERTED 6"]),
+        ("delete", &[delete]),
+    ])
+}
+
+#[tokio::test]
+async fn a_kick_that_nobody_waits_for_any_more_leaves_no_task_both_ready_and_held() {
+    let fake = with_one_held("DELETED");
+    let broker = connect_to(fake.address).await;
+    let kicking = tokio::spawn(async move { broker.admin().kick(&queue("q"), &Which::All).await });
+    eventually("the copy is on its way", || async { fake.lines().iter().any(|(_, line)| line.starts_with("put ")) }).await;
+    kicking.abort();
+    assert!(kicking.await.unwrap_err().is_cancelled());
+    fake.open();
+    eventually("the held one is removed", || async { fake.heard("delete 5") }).await;
+}
+
+#[tokio::test]
+async fn a_task_that_is_still_held_was_not_kicked() {
+    let fake = with_one_held("NOT_FOUND");
+    fake.open();
+    assert_eq!(connect_to(fake.address).await.admin().kick(&queue("q"), &Which::All).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_search_for_a_task_that_is_done_meanwhile_does_not_go_back_to_the_first_number() {
+    let (one, none) = (with_body("---\ncurrent-jobs-ready: 1\n"), "NOT_FOUND");
+    let fake = Fake::start(&[
+        // What is counted when the walk begins, and what later: nothing.
+        ("stats-tube", &[&one, none, &one, none, none]),
+        ("put", &["INSERTED 100000"]),
+    ]);
+    let broker = connect_to(fake.address).await;
+    assert!(broker.admin().peek(&queue("q"), State::Ready, 1).await.unwrap().is_empty());
+    let asked = fake.lines().iter().filter(|(_, line)| line.starts_with("stats-job ")).count();
+    assert!(asked < 10_000, "{asked} numbers");
 }

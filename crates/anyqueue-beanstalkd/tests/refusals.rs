@@ -5,15 +5,9 @@
 mod support;
 
 use anyqueue_core::{Effect, ErrorKind, Settlement, Severity};
+use anyqueue_testkit::Server;
 use anyqueue_testkit::servers::beanstalkd;
-use anyqueue_testkit::{Process, Server};
-use rustix::process::{Pid, Signal, kill_process};
 use support::*;
-
-fn drain(server: &Process) {
-    let id = Pid::from_raw(server.id().unwrap() as i32).unwrap();
-    kill_process(id, Signal::USR1).unwrap();
-}
 
 #[tokio::test]
 async fn the_largest_task_is_the_servers_own() {
@@ -54,6 +48,26 @@ async fn a_draining_server_is_full_and_another_one_takes_the_tasks() {
         both.send(&queue, &[task(number)]).await.remove(0).unwrap();
     }
     assert_eq!(Plain::connect(other.address()).figure("stats-tube q", "current-jobs-ready"), "4");
+}
+
+#[tokio::test]
+async fn a_queue_of_a_draining_server_can_be_looked_at() {
+    let (draining, other) = (beanstalkd::start(&[]).await.unwrap(), beanstalkd::start(&[]).await.unwrap());
+    let mut plain = Plain::connect(draining.address());
+    plain.put("foreign", r#"{"task":"t"}"#);
+    drain(&draining);
+    eventually("the server drains", || {
+        let answer = plain.ask("put 0 0 1 0\r\n").0;
+        async move { answer == "DRAINING" }
+    })
+    .await;
+    let alone = connect_to(draining.address()).await;
+    assert!(!alone.declare(&queue("foreign")).await.unwrap().created, "its tasks say that it is there");
+    let error = alone.declare(&queue("new")).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Full && error.to_string().contains("draining"), "{error}");
+    let both = connect(&format!("beanstalkd://{},{}", draining.address(), other.address())).await.unwrap();
+    assert!(both.declare(&queue("new")).await.unwrap().created, "one mark is enough");
+    assert!(!both.declare(&queue("new")).await.unwrap().created);
 }
 
 #[tokio::test]

@@ -212,3 +212,46 @@ async fn a_task_for_a_server_that_came_back_mute_goes_to_another_one() {
         assert_eq!(servers(&[accepted]), [b.address().to_string()].into());
     }
 }
+
+#[tokio::test]
+async fn a_worker_that_sends_a_task_for_each_one_it_gets_takes_from_all_servers() {
+    let (a, b, url) = two().await;
+    for server in [&a, &b] {
+        let mut plain = Plain::connect(server.address());
+        for _ in 0..10 {
+            plain.put("q", r#"{"task":"t"}"#);
+        }
+    }
+    let broker = connect(&url).await.unwrap();
+    let (mut consumer, mut came) = (consume(&*broker, &queue("q")).await, BTreeSet::new());
+    for number in 0..6 {
+        let got = consumer.reserve(std::num::NonZeroUsize::MIN, SOON).await.unwrap();
+        done(&*consumer.settler(), &got).await;
+        came.extend(got.iter().map(|got| got.native.id.as_deref().unwrap().split_once('/').unwrap().0.to_owned()));
+        broker.send(&queue("next"), &[task(number)]).await.remove(0).unwrap();
+    }
+    assert_eq!(came, [a.address(), b.address()].map(|address| address.to_string()).into());
+}
+
+#[tokio::test]
+async fn a_server_that_is_slow_to_say_whether_a_queue_is_paused_keeps_no_task_of_another_one_back() {
+    let quick = beanstalkd::start(&[]).await.unwrap();
+    let slow = Fake::start(&[("peek-ready", &["later: NOT_FOUND"])]);
+    Plain::connect(quick.address()).put("q", r#"{"task":"t"}"#);
+    let broker = connect(&format!("beanstalkd://{},{}", quick.address(), slow.address)).await.unwrap();
+    let mut consumer = consume(&*broker, &queue("q")).await;
+    let (begun, got) = (Instant::now(), reserve(&mut *consumer, SOON * 5).await);
+    assert_eq!(got.len(), 1);
+    assert!(slow.heard("peek-ready") && begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
+    slow.open();
+}
+
+#[tokio::test]
+async fn a_reserve_is_not_kept_waiting_by_a_server_that_is_silent() {
+    let silent = Fake::start(&[("reserve-with-timeout", &["later: RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"])]);
+    let broker = connect_to(silent.address).await;
+    let mut consumer = consume(&*broker, &queue("q")).await;
+    let begun = Instant::now();
+    assert!(reserve(&mut *consumer, Duration::from_millis(50)).await.is_empty());
+    assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
+}

@@ -82,6 +82,21 @@ async fn a_server_that_takes_less_than_it_said_buries_what_it_refuses() {
 }
 
 #[tokio::test]
+async fn a_task_that_is_somebody_elses_by_now_is_not_buried() {
+    let fake = Fake::start(&[
+        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("stats-job", &[&job(5, "q", 60)]),
+        ("bury", &["NOT_FOUND"]),
+    ]);
+    let broker = connect_to(fake.address).await;
+    let mut consumer = consume(&*broker, &queue("q")).await;
+    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    let grown = Settlement::Hold(with_data(&"x".repeat(70_000)), "why".into());
+    let error = consumer.settler().settle(&[(got.receipt, grown)]).await.remove(0).unwrap_err();
+    assert!(error.is_lease_lost(), "{error}");
+}
+
+#[tokio::test]
 async fn a_copy_that_was_confirmed_too_late_removes_nothing() {
     let fake = Fake::start(&[
         ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
@@ -194,4 +209,110 @@ async fn a_server_killed_between_copy_and_removal_makes_a_duplicate_and_loses_no
         Server::start(server).await.unwrap();
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_copy_of_a_task_that_was_lost_with_its_connection_is_not_put_elsewhere() {
+    let broken = Fake::start(&[
+        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("stats-job", &[&job(5, "q", 60)]),
+        ("put", &["DRAINING\r\nand no word of the protocol after it"]),
+    ]);
+    let other = Fake::start(&[("put", &["INSERTED 6"])]);
+    let broker = connect(&format!("beanstalkd://{},{}", broken.address, other.address)).await.unwrap();
+    let mut consumer = consume(&*broker, &queue("q")).await;
+    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    let error = consumer.settler().settle(&[(got.receipt, Settlement::Retry(task(1)))]).await.remove(0).unwrap_err();
+    assert!(error.is_lease_lost() && error.effect() == Effect::None, "{error}");
+    assert!(!other.lines().iter().any(|(_, line)| line.starts_with("put ")), "{:?}", other.lines());
+}
+
+#[tokio::test]
+async fn what_a_look_brings_after_its_consumer_or_broker_was_closed_is_given_back_before_that_ends() {
+    for of_broker in [false, true] {
+        let fake = Fake::start(&[
+            ("reserve-with-timeout", &["later: RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+            ("stats-job", &[&job(5, "q", 60)]),
+        ]);
+        let broker = connect_to(fake.address).await;
+        let mut consumer = consume(&*broker, &queue("q")).await;
+        tokio::select! {
+            _ = reserve(&mut *consumer, SOON * 10) => panic!("nothing can have come"),
+            () = eventually("it looks", || async { fake.heard("reserve-with-timeout 0") }) => {}
+        }
+        let closing = tokio::spawn(async move {
+            if of_broker {
+                broker.close().await
+            } else {
+                let closed = consumer.close().await;
+                drop(broker);
+                closed
+            }
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        fake.open();
+        closing.await.unwrap().unwrap();
+        assert!(fake.heard("release 5 1024 0"), "of the broker: {of_broker}: {:?}", fake.lines());
+    }
+}
+
+#[tokio::test]
+async fn a_release_that_the_server_answers_with_a_bury_is_kicked() {
+    let fake = Fake::start(&[
+        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "RESERVED 6 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("stats-job", &[&job(5, "q", 60), &job(6, "q", 60)]),
+        ("release", &["BURIED"]),
+        ("kick-job", &["KICKED"]),
+    ]);
+    let broker = connect_to(fake.address).await;
+    let mut consumer = consume(&*broker, &queue("q")).await;
+    let one = std::num::NonZeroUsize::MIN;
+    let (first, second) = (consumer.reserve(one, SOON).await.unwrap(), consumer.reserve(one, SOON).await.unwrap());
+    let mut later = task(2);
+    later.delay = std::time::Duration::from_secs(60);
+    let ends = [Settlement::Release(task(1)), Settlement::Release(later)];
+    let batch: Vec<_> = first.into_iter().chain(second).map(|got| got.receipt).zip(ends).collect();
+    let answers = consumer.settler().settle(&batch).await;
+    assert!(answers[0].is_ok() && fake.heard("kick-job 5"), "{answers:?}");
+    let error = answers[1].as_ref().unwrap_err();
+    assert!(error.effect() == Effect::Unknown && !fake.heard("kick-job 6"), "it is held, and not due yet: {error}");
+}
+
+#[tokio::test]
+async fn a_task_given_back_that_the_server_buries_is_kicked() {
+    let fake = Fake::start(&[
+        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("stats-job", &[&job(5, "q", 60)]),
+        ("release", &["BURIED"]),
+        ("kick-job", &["KICKED"]),
+    ]);
+    let broker = connect_to(fake.address).await;
+    let mut consumer = consume(&*broker, &queue("q")).await;
+    assert_eq!(reserve(&mut *consumer, SOON).await.len(), 1);
+    broker.close().await.unwrap();
+    assert!(fake.heard("kick-job 5"), "{:?}", fake.lines());
+}
+
+#[tokio::test]
+async fn a_server_that_is_slow_to_take_a_copy_keeps_no_original_of_another_copy_from_being_removed() {
+    let own = Fake::start(&[
+        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "RESERVED 7 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
+        ("stats-job", &[&job(5, "q", 60), &job(7, "q", 60)]),
+        ("put", &["INSERTED 8", "DRAINING"]),
+    ]);
+    let slow = Fake::start(&[("put", &["later: INSERTED 6"])]);
+    let broker = connect(&format!("beanstalkd://{},{}", own.address, slow.address)).await.unwrap();
+    let (mut consumer, mut got) = (consume(&*broker, &queue("q")).await, Vec::new());
+    while got.len() < 2 {
+        got.extend(reserve(&mut *consumer, SOON).await);
+    }
+    let batch: Vec<_> = got.into_iter().map(|got| (got.receipt, Settlement::Retry(task(1)))).collect();
+    let settler = consumer.settler();
+    let settling = tokio::spawn(async move { settler.settle(&batch).await });
+    eventually("the other one is asked", || async { slow.lines().iter().any(|(_, line)| line.starts_with("put ")) }).await;
+    eventually("the original of the first copy is removed", || async { own.heard("delete 5") }).await;
+    assert!(!own.heard("delete 7"), "its copy is written nowhere yet");
+    slow.open();
+    settling.await.unwrap().into_iter().for_each(Result::unwrap);
+    assert!(own.heard("delete 7"));
 }

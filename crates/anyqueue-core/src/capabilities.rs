@@ -205,10 +205,16 @@ pub struct Capabilities {
     pub pause: Support,
     /// Telling that a worker died with a task.
     pub deaths: Support,
+    /// Working the tasks that name the same group one after another.
+    pub group: Support,
+    /// Taking one task of those that wait under the same key.
+    pub unique: Support,
     /// Order within a level.
     pub order: Order,
     /// What an accepted task survives.
     pub durability: Durability,
+    /// When it does not, in one sentence, if there is such a case.
+    pub durability_caveat: Option<&'static str>,
     /// The most that goes into one request.
     pub batch: Batch,
     /// The largest body, in bytes.
@@ -248,8 +254,14 @@ impl Capabilities {
         info: Support::Native(()),
         pause: Support::Native(()),
         deaths: Support::Native(()),
+        group: Support::Needs((), "a broker that keeps the tasks of a group in line, such as a FIFO queue of Amazon SQS"),
+        unique: Support::Needs(
+            (),
+            "a broker that knows the keys of waiting tasks, such as Gearman or a FIFO queue of Amazon SQS",
+        ),
         order: Order::Fifo,
         durability: Durability::None,
+        durability_caveat: None,
         batch: Batch { send: 1024, reserve: 1024, settle: 1024 },
         max_payload: None,
         counts: Counts::EXACT,
@@ -263,7 +275,7 @@ impl Capabilities {
     };
 
     /// Every verb with its support, in the order in which tables show them.
-    pub fn verbs(&self) -> [(&'static str, Support); 14] {
+    pub fn verbs(&self) -> [(&'static str, Support); 16] {
         [
             ("priority", self.priority.plain()),
             ("priority ranges", self.priority_ranges),
@@ -279,6 +291,8 @@ impl Capabilities {
             ("info", self.info),
             ("pause", self.pause),
             ("deaths", self.deaths),
+            ("group", self.group),
+            ("unique key", self.unique),
         ]
     }
 }

@@ -239,6 +239,16 @@ impl Options {
         self.0.keys().map(String::as_str)
     }
 
+    /// A value as it may be shown: not that of an option whose name says that it is a secret.
+    pub fn shown(&self, key: &str) -> Option<String> {
+        let secret = ["password", "secret", "token", "credential"].iter().any(|word| key.contains(word));
+        match self.0.get(key)? {
+            _ if secret => Some("(set)".into()),
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        }
+    }
+
     /// Checks that the driver knows every key.
     ///
     /// # Errors

@@ -126,7 +126,7 @@ async fn run(shared: Arc<Shared>, servers: Arc<Servers>) {
         servers.doubt();
         // What broke here may be broken there too, and nobody may ask there for long.
         for node in servers.masters() {
-            tokio::spawn(async move { node.ping().await.map_err(drop) });
+            tokio::spawn(async move { node.watch().await });
         }
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -137,13 +137,12 @@ async fn run(shared: Arc<Shared>, servers: Arc<Servers>) {
 async fn listen(shared: &Shared, servers: &Servers) -> bool {
     // An error means an old map: then what it says is tried.
     let _ = servers.refresh().await;
-    let masters = servers.masters();
-    let Some(node) = fastrand::choice(&masters) else { return false };
+    let Some(address) = fastrand::choice(servers.masters()).map(|node| node.address.clone()) else { return false };
     let (rung, mut pushed) = unbounded_channel();
-    let mut link = match servers.dial().bells(&node.address, rung).await {
+    let mut link = match servers.dial().bells(&address, rung).await {
         Ok(link) => link,
         Err(error) => {
-            tracing::debug!(server = %node.address, %error, "cannot listen");
+            tracing::debug!(server = %address, %error, "cannot listen");
             return false;
         }
     };
@@ -159,8 +158,12 @@ async fn listen(shared: &Shared, servers: &Servers) -> bool {
             Next::Subscribe => {}
             Next::Ping => {
                 // Requests may rest as long as bells do, and a connection that is gone must be known before the next one.
-                for node in servers.masters() {
-                    tokio::spawn(async move { node.ping().await.map_err(drop) });
+                let masters = servers.masters();
+                if masters.iter().all(|node| node.address != address) {
+                    break "it has no queues any more".to_owned();
+                }
+                for node in masters {
+                    tokio::spawn(async move { node.watch().await });
                 }
                 let ping = cmd("PING");
                 let sign = link.connection.send_packed_command(&ping);
@@ -174,9 +177,9 @@ async fn listen(shared: &Shared, servers: &Servers) -> bool {
         }
     };
     if listened {
-        tracing::debug!(server = %node.address, ended, "no longer listening");
+        tracing::debug!(server = %address, ended, "no longer listening");
     } else {
-        tracing::warn!(server = %node.address, error = ended, "cannot listen; workers look five times a second instead of being rung");
+        tracing::warn!(server = %address, error = ended, "cannot listen; workers look five times a second instead of being rung");
     }
     listened
 }

@@ -14,6 +14,7 @@ use redis::{Value, from_redis_value};
 use tokio::runtime::Handle;
 
 use crate::bells::Bells;
+use crate::claim::Shelves;
 use crate::config::Config;
 use crate::consumer::RedisConsumer;
 use crate::diagnose;
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) runtime: Handle,
     /// Claims and returns under way.
     pub(crate) open: AtomicU64,
+    pub(crate) shelves: Shelves,
     capabilities: Arc<Capabilities>,
     keys: Mutex<HashMap<QueueName, Arc<Keys>>>,
     closed: AtomicBool,
@@ -108,6 +110,7 @@ impl RedisBroker {
             clock: options.clock.clone(),
             runtime: Handle::current(),
             open: AtomicU64::new(0),
+            shelves: Shelves::default(),
             capabilities: Arc::new(capabilities),
             keys: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -243,8 +246,9 @@ impl Broker for RedisBroker {
             return Ok(());
         }
         shared.bells.ring_all();
+        shared.shelves.close();
         let give_up = shared.clock.now() + shared.config.timeout;
-        // What claims bring that nobody waits for any more goes back first.
+        // What claims bring now, and what nobody has taken from the shelves, goes back first.
         while shared.open.load(Ordering::Acquire) > 0 && shared.clock.now() < give_up {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

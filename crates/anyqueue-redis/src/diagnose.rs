@@ -1,22 +1,53 @@
 //! What an operator should know of the servers' settings.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use anyqueue_core::{Durability, Finding, Result, Severity};
+use anyqueue_core::{Durability, Error, Finding, Result, Severity, chain};
 use redis::{cmd, from_redis_value};
+use tokio::task::JoinSet;
 
 use crate::error::strange;
 use crate::node::Node;
 use crate::servers::Servers;
 
-/// The lines of INFO that say something here.
-type Facts = HashMap<String, String>;
+/// How long those who have not answered are waited for when others have.
+const SILENCE: Duration = Duration::from_millis(500);
 
-async fn facts(node: &Node) -> Result<Facts> {
-    let answer = node.send(&cmd("INFO")).await.map_err(|fault| fault.explain(&node.address))?;
-    let text = from_redis_value::<String>(answer).map_err(|_| strange("INFO"))?;
-    let lines = text.lines().filter_map(|line| line.split_once(':'));
-    Ok(lines.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect())
+/// What is known of one server.
+#[derive(Debug)]
+struct Look {
+    node: Arc<Node>,
+    /// The lines of INFO.
+    facts: HashMap<String, String>,
+    /// What CONFIG tells, where we have the right to ask.
+    fsync: Option<String>,
+    fsync_rests: bool,
+}
+
+impl Look {
+    async fn at(node: Arc<Node>) -> Result<Self> {
+        let answer = node.send(&cmd("INFO")).await.map_err(|fault| fault.explain(&node.address))?;
+        let text = from_redis_value::<String>(answer).map_err(|_| strange("INFO"))?;
+        let lines = text.lines().filter_map(|line| line.split_once(':'));
+        let facts = lines.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect();
+        let fsync = setting(&node, "appendfsync").await;
+        let fsync_rests = setting(&node, "no-appendfsync-on-rewrite").await.is_some_and(|rests| rests == "yes");
+        Ok(Self { node, facts, fsync, fsync_rests })
+    }
+
+    fn fact(&self, name: &str) -> &str {
+        self.facts.get(name).map_or("", String::as_str)
+    }
+
+    fn durability(&self) -> Durability {
+        match self.fsync.as_deref() {
+            _ if self.fact("aof_enabled") != "1" => Durability::None,
+            Some("always") if !self.fsync_rests => Durability::Power,
+            _ => Durability::Process,
+        }
+    }
 }
 
 /// One setting, where the server and our rights tell it.
@@ -25,48 +56,65 @@ async fn setting(node: &Node, name: &str) -> Option<String> {
     from_redis_value::<HashMap<String, String>>(answer).ok()?.remove(name)
 }
 
-/// What an accepted task survives on the weakest of the servers.
+/// What an accepted task survives on the weakest of the servers that answer. One that is silent holds up nobody.
 pub(crate) async fn durability(servers: &Servers) -> Result<Durability> {
-    let mut weakest = Durability::Power;
-    for node in servers.masters() {
-        let appends = facts(&node).await?.get("aof_enabled").is_some_and(|on| on == "1");
-        let of_one = match (appends, setting(&node, "appendfsync").await.as_deref()) {
-            (false, _) => Durability::None,
-            (true, Some("always")) => Durability::Power,
-            (true, _) => Durability::Process,
+    let mut asked: JoinSet<_> = servers.masters().into_iter().map(Look::at).collect();
+    let (mut weakest, mut last) = (None, None);
+    loop {
+        let ended = match weakest {
+            None => asked.join_next().await,
+            Some(_) => tokio::time::timeout(SILENCE, asked.join_next()).await.ok().flatten(),
         };
-        weakest = weakest.min(of_one);
+        match ended {
+            Some(Ok(Ok(look))) => weakest = Some(look.durability().min(weakest.unwrap_or(Durability::Power))),
+            Some(Ok(Err(error))) => last = Some(error),
+            Some(Err(_)) => {}
+            None => return weakest.ok_or_else(|| last.unwrap_or_else(|| strange("INFO"))),
+        }
     }
-    Ok(weakest)
 }
 
-/// Looks for settings that lose tasks.
+/// Looks for settings that lose tasks, and for servers that do not answer.
 pub(crate) async fn findings(servers: &Servers) -> Result<Vec<Finding>> {
+    let looks = servers.masters().into_iter().map(|node| async move { (node.address.clone(), Look::at(node).await) });
+    let mut looks = looks.collect::<JoinSet<_>>().join_all().await;
+    looks.sort_by_key(|(address, _)| address.to_string());
+    if let Some(error) = looks.first().and_then(|(_, look)| look.as_ref().err()).map(Error::duplicate)
+        && looks.iter().all(|(_, look)| look.is_err())
+    {
+        return Err(error);
+    }
     let mut findings = Vec::new();
-    for node in servers.masters() {
-        let facts = facts(&node).await?;
-        let fsync = setting(&node, "appendfsync").await;
-        let mut found = |severity, text: String| findings.push(Finding { severity, text: format!("{}: {text}", node.address) });
-        let fact = |name: &str| facts.get(name).map_or("", String::as_str);
-        if let Err(fault) = node.send(cmd("PUBLISH").arg(format!("{}:", servers.dial().config.prefix)).arg("")).await
-            && fault.code() == Some("NOPERM")
-        {
-            let prefix = &servers.dial().config.prefix;
-            found(
-                Severity::Problem,
-                format!("denies us the channels, so no worker is rung; give the user `&{prefix}:*` and `+publish +subscribe`"),
-            );
-        }
-        memory(&fact, &mut found);
-        persistence(&fact, fsync.as_deref(), &mut found);
-        if fact("role") == "slave" {
-            found(Severity::Problem, "is a replica and takes no writes; name the master, or its sentinels and `master`".into());
-        }
-        if let Some(version) = too_old(fact("redis_version")) {
-            found(Severity::Problem, format!("is Redis {version}; 6.2 or later is needed"));
+    for (address, look) in looks {
+        let mut found = |severity, text: String| findings.push(Finding { severity, text: format!("{address}: {text}") });
+        match look {
+            Ok(look) => {
+                channels(&look.node, &servers.dial().config.prefix, &mut found).await;
+                memory(&|name| look.fact(name), &mut found);
+                persistence(&look, &mut found);
+                role_and_version(&look, &mut found);
+            }
+            Err(error) => found(Severity::Problem, format!("tells nothing of itself: {}", chain(&error))),
         }
     }
     Ok(findings)
+}
+
+async fn channels(node: &Node, prefix: &str, found: &mut impl FnMut(Severity, String)) {
+    let answer = node.send(cmd("PUBLISH").arg(format!("{prefix}:")).arg("")).await;
+    if answer.is_err_and(|fault| fault.code() == Some("NOPERM")) {
+        let text = "denies us the channels, so no worker is rung";
+        found(Severity::Problem, format!("{text}; give the user `&{prefix}:*` and `+publish +subscribe`"));
+    }
+}
+
+fn role_and_version(look: &Look, found: &mut impl FnMut(Severity, String)) {
+    if look.fact("role") == "slave" {
+        found(Severity::Problem, "is a replica and takes no writes; name the master, or its sentinels and `master`".into());
+    }
+    if let Some(version) = too_old(look.fact("redis_version")) {
+        found(Severity::Problem, format!("is Redis {version}; 6.2 or later is needed"));
+    }
 }
 
 fn memory<'a>(fact: &impl Fn(&str) -> &'a str, found: &mut impl FnMut(Severity, String)) {
@@ -86,7 +134,8 @@ fn memory<'a>(fact: &impl Fn(&str) -> &'a str, found: &mut impl FnMut(Severity, 
     }
 }
 
-fn persistence<'a>(fact: &impl Fn(&str) -> &'a str, fsync: Option<&str>, found: &mut impl FnMut(Severity, String)) {
+fn persistence(look: &Look, found: &mut impl FnMut(Severity, String)) {
+    let (fact, fsync) = (|name| look.fact(name), look.fsync.as_deref());
     if fact("aof_enabled") == "0" {
         let text = "`appendonly` is no: a restart loses what was sent since the last snapshot, or everything; set it to yes";
         found(Severity::Warning, text.into());
@@ -95,8 +144,12 @@ fn persistence<'a>(fact: &impl Fn(&str) -> &'a str, fsync: Option<&str>, found: 
         found(Severity::Warning, text.into());
     } else if fsync == Some("everysec") {
         let text = "`appendfsync` is everysec: a power loss may take the last seconds, and so may a kill of the server while its \
-                    disk is busy; `always` keeps them";
+                    disk is busy, since it then answers before it writes; `always` keeps them";
         found(Severity::Note, text.into());
+    } else if look.fsync_rests {
+        let text = "`no-appendfsync-on-rewrite` is yes: a power loss while the file is rewritten takes what was sent meanwhile; \
+                    set it to no";
+        found(Severity::Warning, text.into());
     }
     if fact("aof_last_write_status") == "err" || fact("rdb_last_bgsave_status") == "err" {
         found(Severity::Problem, "cannot write its data to disk; see its log, free some room".into());

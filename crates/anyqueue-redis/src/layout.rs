@@ -50,6 +50,10 @@ impl Keys {
         &self.names[4]
     }
 
+    pub(crate) fn tasks(&self) -> &str {
+        &self.names[5]
+    }
+
     pub(crate) fn reserved(&self) -> &str {
         &self.names[3]
     }
@@ -258,6 +262,13 @@ mod tests {
         assert!(lease(&receipt).unwrap().len() > 64, "shorter names are slow");
         assert_eq!(lease(&Receipt::new(1, 2)), None);
         assert_eq!(lease(&Receipt { handle: Some("nonsense".into()), ..receipt }), None);
+    }
+
+    #[test]
+    fn no_byte_of_a_number_is_taken_for_a_wildcard() {
+        let pattern = claims_of(u32::from_be_bytes(*b"*a?["));
+        assert_eq!(pattern[29..], *br"\*a\?\[*");
+        assert_eq!(pattern[..29], [b'-'; 29]);
     }
 
     #[test]

@@ -12,8 +12,8 @@
 //! at a moment when the disk is busy: Redis then answers before it has written anything, and we have seen it lose what it
 //! had accepted 20 times of 20 that way. Without the file a restart loses everything since the last snapshot. What is
 //! found is in the capabilities and in `queue-runner check`, which also warns of a `maxmemory-policy` that throws queues
-//! away. A server that has run out of memory refuses sends with a clear error and, from Redis 7 on, lets workers go on:
-//! that is how room is made. A replication is as good as Redis makes it: what a master had not passed on is lost in a failover.
+//! away. A server that has run out of memory refuses sends with a clear error and lets workers go on: that is how room is
+//! made. A replication is as good as Redis makes it: what a master had not passed on is lost in a failover.
 //!
 //! # How it works
 //! Every verb is one script on the server, by the server's clock, for a whole batch: a send of up to 1,024 tasks, a
@@ -29,18 +29,28 @@
 //! connection is asked for a sign of life each `liveness`; requests that get no answer for twice as long have failed, and a
 //! new connection is made, with pauses that grow from 50 ms to 2 s.
 //!
-//! A request that a broken connection leaves open may have been carried out: its error says so, and repeating a send with
-//! the same id makes no second task as long as the first one is there. Receipts are compared on the server.
+//! # Answers that get lost
+//! A request that a broken connection leaves open may have been carried out, and its error says so:
 //!
+//! * What a *claim* took is given back, uncounted, as soon as the server can be reached: the leases are looked through for
+//!   the claim's number, 1,000 at a time. Nothing is written for that beforehand.
+//! * A *settlement* that is repeated and finds its task settled is good: it was our own. Receipts are compared on the server.
+//! * A *send* that is repeated with the same id makes no second task as long as the first one is there. If that was done
+//!   meanwhile, the task runs a second time. Remembering the ids of tasks that have ended would prevent it; measured on
+//!   Redis 7.0, it takes 70 % more of the server's time for each settlement and 127 bytes for each id, 60 MB for ten seconds
+//!   of a busy queue. A worker that must not do a thing twice keeps the task's id with what it did.
+//!
+//! # Servers that stand together
 //! In a cluster all keys of a queue are on one node; queues spread over the nodes. MOVED and ASK are followed, and while a
-//! queue's keys are being moved (TRYAGAIN) requests wait, up to the request timeout.
+//! queue's keys are being moved (TRYAGAIN) requests wait, up to the request timeout. A node that is dead or silent holds up
+//! its own queues only. Sentinels are all asked at once, and the first one that leads to a master counts.
 //!
 //! # Keys and memory
 //! The keys of a queue begin with `anyqueue:{queue}`, where `anyqueue` is the option `prefix`:
 //!
 //! | key | what |
 //! |---|---|
-//! | `…` | hash: `layout`, number of the last `batch` and `claim`, `paused` and `bell` (until when), in milliseconds; also the name of the channel |
+//! | `…` | hash: `layout`, number of the last `batch`, `paused` and `bell` (until when), in milliseconds, and `large` once a task was larger than 8 KiB; also the name of the channel |
 //! | `…:tasks` | hash: 16 bytes of the id → 34 bytes (batch, when it was put and first sent, place, priority, TTR, delay) and the body |
 //! | `…:ready` | sorted set of places: priority, batch, place in the batch, id; 28 bytes whose order is the order of tasks, all with score 0 |
 //! | `…:delayed` | sorted set of places by the moment when they are due |
@@ -54,23 +64,28 @@
 //! leaves nothing.
 //!
 //! # Rights
-//! `~anyqueue:* &anyqueue:* +@connection +@hash +@sortedset +@scripting +publish +subscribe +unsubscribe +time +exists
-//! +info` are all that is needed, `+cluster|slots` in a cluster; `+config|get` lets `check` say how often the disk is written.
+//! `~anyqueue:* resetchannels &anyqueue:* +@connection +@hash +@sortedset +@scripting +publish +subscribe +unsubscribe
+//! +time +exists +info` are all that is needed, `+cluster|slots` in a cluster; `+config|get` lets `check` say how often the
+//! disk is written.
 
 mod admin;
 mod bells;
 mod broker;
+mod claim;
 mod config;
 mod consumer;
 mod diagnose;
 mod dial;
+mod discover;
 mod error;
 mod layout;
 mod node;
 mod orphans;
+mod portion;
 mod script;
 mod servers;
 mod settler;
+mod storm;
 #[cfg(feature = "tls")]
 mod tls;
 

@@ -157,9 +157,22 @@ impl Node {
         self.send(cmd("SCRIPT").arg("LOAD").arg(&script.text().code)).await.map(drop)
     }
 
-    /// Asks for a sign of life; a connection that gives none is let go.
+    /// Asks for a sign of life.
     pub(crate) async fn ping(&self) -> Result<(), Fault> {
-        let mut shared = self.open().await.map_err(Fault::Down)?;
+        let shared = self.open().await.map_err(Fault::Down)?;
+        self.ping_over(shared).await
+    }
+
+    /// Asks for a sign of life over the connection of this runtime, if there is one.
+    pub(crate) async fn watch(&self) {
+        if let Some(shared) = self.of(Handle::current().id()) {
+            // What matters is what becomes of the connection.
+            drop(self.ping_over(shared).await);
+        }
+    }
+
+    /// A connection that gives no sign of life is let go.
+    async fn ping_over(&self, mut shared: Shared) -> Result<(), Fault> {
         let ping = cmd("PING");
         match tokio::time::timeout(self.dial.config.liveness, shared.link.connection.send_packed_command(&ping)).await {
             Ok(answer) => self.answered(shared.number, answer).map(drop),

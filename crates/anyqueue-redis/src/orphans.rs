@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use anyqueue_core::Result;
+use anyqueue_core::{Result, TaskId, time};
 use redis::{cmd, from_redis_value};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::broker::Shared;
-use crate::consumer::{Busy, return_leases};
+use crate::claim::{Busy, return_leases};
 use crate::error::strange;
 use crate::layout::{Keys, Lease, claims_of, number};
 
@@ -44,6 +44,10 @@ struct Lost {
 #[derive(Debug)]
 struct Claim {
     number: u64,
+    /// It asked for a single task.
+    single: bool,
+    /// Until its first look is over: who closes the broker waits for that.
+    busy: Option<Busy>,
     /// When it was first looked for in vain. The system may deliver a request late, though nobody waits for its answer.
     looked: Option<Instant>,
 }
@@ -65,9 +69,9 @@ impl Orphans {
     }
 
     /// Has a claim looked for, in the background.
-    pub(crate) fn add(self: &Arc<Self>, number: u64, shared: &Arc<Shared>) {
+    pub(crate) fn add(self: &Arc<Self>, number: u64, single: bool, shared: &Arc<Shared>) {
         let mut lost = self.lost();
-        lost.claims.push(Claim { number, looked: None });
+        lost.claims.push(Claim { number, single, busy: Some(Busy::new(shared)), looked: None });
         if lost.seeker.as_ref().is_none_or(AbortHandle::is_finished) {
             lost.seeker = Some(tokio::spawn(seek(self.clone(), Arc::downgrade(shared))).abort_handle());
         }
@@ -83,6 +87,16 @@ impl Orphans {
         lost.claims.iter().map(|claim| claim.number).collect()
     }
 
+    /// A look is over, whatever it brought.
+    fn tried(&self, wanted: &[u64]) {
+        let tried = |claim: &&mut Claim| wanted.contains(&claim.number);
+        self.lost().claims.iter_mut().filter(tried).for_each(|claim| claim.busy = None);
+    }
+
+    fn was_single(&self, number: u64) -> bool {
+        self.lost().claims.iter().any(|claim| claim.number == number && claim.single)
+    }
+
     /// Strikes off what was found, and what was looked for twice with this time in between.
     fn looked(&self, wanted: &[u64], found: &[u64], twice: Duration) {
         self.lost().claims.retain_mut(|claim| {
@@ -95,12 +109,21 @@ impl Orphans {
         });
     }
 
+    /// Says which task it is that does not arrive, although it was asked for alone.
+    async fn name(&self, shared: &Shared, lease: &Lease) {
+        let mut question = cmd("HSTRLEN");
+        question.arg(self.keys.tasks()).arg(&lease[49..]);
+        let bytes = shared.servers.command(&self.keys, &question).await.ok().and_then(|size| from_redis_value::<u64>(size).ok());
+        if let (Ok(id), Some(bytes)) = (lease[49..].try_into().map(TaskId::from_bytes), bytes) {
+            let (queue, limit) = (self.keys.bell(), time::show(shared.config.timeout));
+            tracing::warn!(queue, %id, bytes, limit, "a task asked for alone did not arrive in time");
+        }
+    }
+
     /// Looks through all leases once and gives back. Says whose they were.
     async fn give_back(&self, shared: &Arc<Shared>, wanted: &[u64]) -> Result<Vec<u64>> {
-        let _busy = Busy::new(shared);
         let (mut cursor, mut found) = ("0".to_owned(), Vec::new());
         loop {
-            shared.check()?;
             let mut walk = cmd("ZSCAN");
             walk.arg(self.keys.reserved()).arg(&cursor).arg("MATCH").arg(claims_of(self.consumer)).arg("COUNT").arg(STEP);
             let answer = shared.servers.command(&self.keys, &walk).await?;
@@ -109,7 +132,10 @@ impl Orphans {
             let claim = |lease: &Lease| number(&lease[29..37]);
             let orphans: Vec<_> = leases.filter(|lease| wanted.contains(&claim(lease))).collect();
             found.extend(orphans.iter().map(claim));
-            return_leases(shared, &self.keys, orphans).await?;
+            for lease in orphans.iter().filter(|lease| self.was_single(claim(lease))) {
+                self.name(shared, lease).await;
+            }
+            return_leases(shared, &self.keys, &orphans).await?;
             if next == "0" {
                 return Ok(found);
             }
@@ -123,9 +149,13 @@ async fn seek(orphans: Arc<Orphans>, shared: Weak<Shared>) {
     let mut pause = FIRST_PAUSE;
     loop {
         let wanted = orphans.wanted();
-        let Some(shared) = shared.upgrade().filter(|shared| shared.check().is_ok() && !wanted.is_empty()) else { return };
+        let Some(shared) = shared.upgrade().filter(|_| !wanted.is_empty()) else { return };
         let (timeout, queue) = (shared.config.timeout, orphans.keys.bell());
         let answer = orphans.give_back(&shared, &wanted).await;
+        orphans.tried(&wanted);
+        if shared.check().is_err() {
+            return;
+        }
         // Whoever looks is no reason for the broker to live.
         drop(shared);
         match answer {

@@ -21,16 +21,17 @@ pub(crate) enum Script {
     Paused,
 }
 
-/// Begins the scripts that go on when the server is out of memory, which is how room is made. (Those without it that only
-/// free memory begin with a command that is never refused.)
+/// For scripts that go on when the server is out of memory, which is how room is made, and whose first write may need room.
 const FREES: &str = include_str!("lua/frees.lua");
 const KEYS: &str = include_str!("lua/keys.lua");
 const CLOCK: &str = include_str!("lua/clock.lua");
 const NEVER: &str = include_str!("lua/never.lua");
 const BELL: &str = include_str!("lua/bell.lua");
+const EXISTS: &str = include_str!("lua/exists.lua");
 const COUNT: &str = include_str!("lua/count.lua");
 const PLACE: &str = include_str!("lua/place.lua");
 const LEASE: &str = include_str!("lua/lease.lua");
+const LARGE: &str = include_str!("lua/large.lua");
 const STALE: &str = include_str!("lua/stale.lua");
 const PROMOTE: &str = include_str!("lua/promote.lua");
 
@@ -54,12 +55,12 @@ impl Script {
 
     fn parts(self) -> &'static [&'static str] {
         match self {
-            Self::Send => &[KEYS, CLOCK, BELL, include_str!("lua/send.lua")],
-            Self::Reserve => &[FREES, KEYS, CLOCK, NEVER, BELL, COUNT, LEASE, PROMOTE, include_str!("lua/reserve.lua")],
+            Self::Send => &[KEYS, CLOCK, BELL, EXISTS, LARGE, include_str!("lua/send.lua")],
+            Self::Reserve => &[FREES, KEYS, CLOCK, NEVER, BELL, COUNT, LEASE, PROMOTE, LARGE, include_str!("lua/reserve.lua")],
             Self::Done => &[KEYS, LEASE, PLACE, STALE, include_str!("lua/done.lua")],
-            Self::Settle => &[KEYS, CLOCK, NEVER, BELL, COUNT, LEASE, PLACE, STALE, include_str!("lua/settle.lua")],
+            Self::Settle => &[KEYS, CLOCK, NEVER, BELL, COUNT, LEASE, PLACE, STALE, LARGE, include_str!("lua/settle.lua")],
             Self::Touch => &[FREES, KEYS, CLOCK, NEVER, BELL, include_str!("lua/touch.lua")],
-            Self::Declare => &[KEYS, include_str!("lua/declare.lua")],
+            Self::Declare => &[FREES, KEYS, EXISTS, include_str!("lua/declare.lua")],
             Self::Stats => &[KEYS, CLOCK, include_str!("lua/stats.lua")],
             Self::Info => &[KEYS, CLOCK, PLACE, include_str!("lua/info.lua")],
             Self::List => &[FREES, KEYS, CLOCK, COUNT, LEASE, PROMOTE, include_str!("lua/list.lua")],

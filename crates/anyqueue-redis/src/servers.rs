@@ -1,4 +1,4 @@
-//! Which server has a queue: the only one, the master that sentinels name, or a node of a cluster.
+//! Requests to whoever has a queue: the only server, the master that sentinels name, or a node of a cluster.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyqueue_core::{Error, Result};
-use redis::{Cmd, Value, cmd, from_redis_value};
+use redis::{Cmd, Value, cmd};
 
 use crate::config::{Address, Config};
 use crate::dial::Dial;
-use crate::error::{Fault, strange};
+use crate::discover::{Found, Map, Standing, ask_cluster, find};
+use crate::error::Fault;
 use crate::layout::Keys;
 use crate::node::{Hello, Node};
 use crate::script::Script;
@@ -24,14 +25,6 @@ const CHANGING: Duration = Duration::from_millis(50);
 /// A map of the servers is not asked for more often.
 const FRESH: Duration = Duration::from_millis(100);
 
-/// How the servers stand together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
-    Alone,
-    Sentinel,
-    Cluster,
-}
-
 /// All servers of one broker.
 #[derive(Debug)]
 pub(crate) struct Servers {
@@ -42,21 +35,15 @@ pub(crate) struct Servers {
     map: Mutex<Map>,
     /// Something happened that a new map may explain.
     stale: AtomicBool,
-    asking: tokio::sync::Mutex<Option<Instant>>,
+    asking: tokio::sync::Mutex<Asked>,
 }
 
-/// Who has which slots: first, last, node. Without a cluster one node has all.
-#[derive(Debug, Default, Clone)]
-struct Map(Vec<(u16, u16, Address)>);
-
-impl Map {
-    fn of_one(address: Address) -> Self {
-        Self(vec![(0, u16::MAX, address)])
-    }
-
-    fn owner(&self, slot: u16) -> Option<&Address> {
-        self.0.iter().find(|(first, last, _)| (*first..=*last).contains(&slot)).map(|(.., address)| address)
-    }
+/// The last time that somebody asked for the map.
+#[derive(Debug, Default)]
+struct Asked {
+    at: Option<Instant>,
+    /// Who answered, and is asked first the next time.
+    of: Option<Address>,
 }
 
 /// One request: an EVALSHA of a script on the keys of a queue.
@@ -85,7 +72,7 @@ impl Servers {
     /// Finds out how the servers stand and connects to the first that matters.
     pub(crate) async fn connect(config: Arc<Config>) -> Result<Self> {
         let dial = Arc::new(Dial::new(config)?);
-        let (standing, hello, node) = first_of(&dial).await?;
+        let Found { standing, hello, node } = find(&dial).await?;
         let servers = Self {
             standing,
             hello,
@@ -118,9 +105,7 @@ impl Servers {
 
     /// The servers that have tasks, each once.
     pub(crate) fn masters(&self) -> Vec<Arc<Node>> {
-        let mut addresses: Vec<Address> = self.map().0.iter().map(|(.., address)| address.clone()).collect();
-        addresses.sort_by_key(Address::to_string);
-        addresses.dedup();
+        let addresses = self.map().addresses();
         addresses.iter().map(|address| self.node(address)).collect()
     }
 
@@ -135,43 +120,42 @@ impl Servers {
             return Ok(());
         }
         let mut asked = self.asking.lock().await;
-        if !self.stale.load(Ordering::Acquire) || asked.is_some_and(|asked| asked.elapsed() < FRESH) {
+        if !self.stale.load(Ordering::Acquire) || asked.at.is_some_and(|at| at.elapsed() < FRESH) {
             return Ok(());
         }
-        let found = self.ask().await;
+        let found = self.ask(&mut asked.of).await;
         // After it: who waited meanwhile need not do the same again.
-        *asked = Some(Instant::now());
-        *self.map() = found?;
+        asked.at = Some(Instant::now());
+        let found = found?;
+        // Nodes that have nothing (any more) are let go; who waits for an answer of theirs still gets it.
+        self.nodes().retain(|address, _| found.has(address));
+        *self.map() = found;
         self.stale.store(false, Ordering::Release);
         Ok(())
     }
 
-    async fn ask(&self) -> Result<Map> {
+    async fn ask(&self, last: &mut Option<Address>) -> Result<Map> {
         Ok(match self.standing {
             Standing::Alone if self.dial.config.hosts.len() == 1 => self.map().clone(),
             Standing::Alone | Standing::Sentinel => {
-                let (_, _, node) = first_of(&self.dial).await?;
+                let Found { node, .. } = find(&self.dial).await?;
                 let address = node.address.clone();
                 self.nodes().entry(address.clone()).or_insert(node);
                 Map::of_one(address)
             }
-            Standing::Cluster => self.ask_cluster().await?,
-        })
-    }
-
-    async fn ask_cluster(&self) -> Result<Map> {
-        let known = self.masters().into_iter().map(|node| node.address.clone());
-        let mut last = None;
-        for address in known.chain(self.dial.config.hosts.iter().cloned()) {
-            match self.node(&address).send(cmd("CLUSTER").arg("SLOTS")).await {
-                Ok(answer) => match slots(answer, &address) {
-                    Some(map) if !map.0.is_empty() => return Ok(map),
-                    _ => last = Some(Error::unavailable(format!("the cluster of {address} has no slots yet"))),
-                },
-                Err(fault) => last = Some(fault.explain(&address)),
+            Standing::Cluster => {
+                let known = self.masters().into_iter().map(|node| node.address.clone());
+                let mut first: Vec<Address> = last.take().into_iter().collect();
+                for address in known.chain(self.dial.config.hosts.iter().cloned()) {
+                    if !first.contains(&address) {
+                        first.push(address);
+                    }
+                }
+                let (map, by) = ask_cluster(first.iter().map(|address| self.node(address)).collect()).await?;
+                *last = Some(by);
+                map
             }
-        }
-        Err(last.unwrap_or_else(|| strange("CLUSTER SLOTS")))
+        })
     }
 
     /// Begins a request.
@@ -248,7 +232,7 @@ impl Servers {
     fn moved(&self, slot: u16, to: Option<Address>) {
         self.doubt();
         if let Some(to) = to {
-            self.map().0.insert(0, (slot, slot, to));
+            self.map().correct(slot, to);
         }
     }
 
@@ -261,92 +245,4 @@ impl Servers {
 fn redirect(fault: &Fault, asked: &Address) -> Option<Address> {
     let Fault::Refused(error) = fault else { return None };
     error.redirect_node().and_then(|(to, _)| Address::parse(to, asked))
-}
-
-/// Asks the hosts in order until one leads to a server that has tasks.
-async fn first_of(dial: &Arc<Dial>) -> Result<(Standing, Hello, Arc<Node>)> {
-    let mut replica = None;
-    let mut last = None;
-    for host in &dial.config.hosts {
-        match introduce(dial, host).await {
-            Ok((standing, hello, node)) if standing != Standing::Alone || hello.role != "replica" => {
-                return Ok((standing, hello, node));
-            }
-            Ok(found) => replica = Some(found),
-            Err(e) if !e.is_retryable() => return Err(e),
-            Err(e) => last = Some(e),
-        }
-    }
-    replica.ok_or_else(|| last.unwrap_or_else(|| strange("HELLO")))
-}
-
-async fn introduce(dial: &Arc<Dial>, host: &Address) -> Result<(Standing, Hello, Arc<Node>)> {
-    let address = match &dial.config.master {
-        Some(master) => master_by_sentinel(dial, host, master).await?,
-        None => host.clone(),
-    };
-    let node = Arc::new(Node::new(address.clone(), dial.clone()));
-    let hello = node.hello().await.map_err(|fault| fault.explain(&address))?;
-    let standing = match hello.mode.as_str() {
-        "sentinel" => {
-            return Err(Error::config(format!("{host} is a sentinel; name the master that it watches with the option `master`")));
-        }
-        "cluster" if dial.config.database != 0 => {
-            return Err(Error::config("a cluster has database 0 only; leave the number out of the URL, and set a `prefix`"));
-        }
-        "cluster" => Standing::Cluster,
-        _ if dial.config.master.is_some() => Standing::Sentinel,
-        _ => Standing::Alone,
-    };
-    if standing == Standing::Sentinel && hello.role == "replica" {
-        let text = format!("{address} is a replica still, though {host} calls it the master; a failover is under way");
-        return Err(Error::unavailable(text));
-    }
-    Ok((standing, hello, node))
-}
-
-async fn master_by_sentinel(dial: &Dial, sentinel: &Address, master: &str) -> Result<Address> {
-    let mut link = dial.sentinel(sentinel).await?;
-    let mut question = cmd("SENTINEL");
-    question.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
-    let answer = link.connection.send_packed_command(&question).await.and_then(Value::extract_error);
-    match answer.map_err(|e| crate::error::connecting(e, sentinel))? {
-        Value::Nil => Err(Error::config(format!("sentinel {sentinel} watches no master called `{master}`"))),
-        answer => {
-            let (host, port) = from_redis_value::<(String, u16)>(answer).map_err(|_| strange("GET-MASTER-ADDR-BY-NAME"))?;
-            Ok(Address { host, port })
-        }
-    }
-}
-
-/// Reads CLUSTER SLOTS: first, last, and the master as host and port.
-fn slots(answer: Value, asked: &Address) -> Option<Map> {
-    let mut map = Vec::new();
-    for range in answer.into_sequence().ok()? {
-        let mut range = range.into_sequence().ok()?.into_iter();
-        let first = from_redis_value::<u16>(range.next()?).ok()?;
-        let last = from_redis_value::<u16>(range.next()?).ok()?;
-        let mut node = range.next()?.into_sequence().ok()?.into_iter();
-        let host = from_redis_value::<Option<String>>(node.next()?).ok()?.unwrap_or_default();
-        let port = from_redis_value::<u16>(node.next()?).ok()?;
-        map.push((first, last, Address::parse(&format!("{host}:{port}"), asked)?));
-    }
-    Some(Map(map))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_map_of_a_cluster_is_read_and_corrected() {
-        let text = "*2\r\n*3\r\n:0\r\n:5460\r\n*2\r\n$9\r\n127.0.0.1\r\n:7000\r\n*3\r\n:5461\r\n:16383\r\n*2\r\n$-1\r\n:7001\r\n";
-        let asked = Address { host: "h".into(), port: 1 };
-        let mut map = slots(redis::parse_redis_value(text.as_bytes()).unwrap(), &asked).unwrap();
-        assert_eq!(map.owner(5460).unwrap().to_string(), "127.0.0.1:7000");
-        assert_eq!(map.owner(5461).unwrap().to_string(), "h:7001");
-        map.0.insert(0, (5461, 5461, asked.clone()));
-        assert_eq!((map.owner(5461), map.owner(5462).map(|a| a.port)), (Some(&asked), Some(7001)));
-        assert!(slots(Value::Int(3), &asked).is_none());
-    }
 }

@@ -128,6 +128,32 @@ async fn a_large_task_does_not_come_with_all_its_neighbours() {
 }
 
 #[tokio::test]
+async fn small_tasks_in_front_of_large_ones_do_not_let_them_all_come() {
+    let server = redis::start(["--appendonly", "no"]).await.unwrap();
+    let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("mixed"));
+    send(&*broker, &queue, &Sample::many(100)).await.unwrap();
+    let data = anyqueue_core::Data::json(&"x".repeat(1 << 20)).unwrap();
+    let large: Vec<_> = (100..140).map(|number| Sample::new(number).data(data.clone()).envelope()).collect();
+    // Half of them become large only when they are tried again.
+    send(&*broker, &queue, &large[..20]).await.unwrap();
+    let mut consumer = consumer(&*broker, &queue).await;
+    let got = reserve(&mut *consumer, 1000, SOON).await.unwrap();
+    assert!((100..=108).contains(&got.len()), "{} tasks in one answer", got.len());
+    settle_all(&*consumer.settler(), &got, Settlement::Done).await.unwrap();
+    assert_eq!(work(&mut *consumer, 120 - got.len(), SOON).await.len(), 120 - got.len());
+    // An empty queue forgets that it had large ones, and learns it anew from those that grow.
+    assert!(reserve(&mut *consumer, 1, Duration::ZERO).await.unwrap().is_empty());
+    let mark = "HEXISTS anyqueue:{mixed} large";
+    assert!(!tell::<bool>(&mut operator(&server).await, mark).await);
+    send(&*broker, &queue, &Sample::many(20)).await.unwrap();
+    let got = reserve(&mut *consumer, 20, SOON).await.unwrap();
+    let grown: Vec<_> = got.iter().zip(&large[20..]).map(|(d, next)| (d.receipt.clone(), Settlement::Retry(next.clone()))).collect();
+    assert!(consumer.settler().settle(&grown).await.iter().all(Result::is_ok));
+    let got = reserve(&mut *consumer, 1000, SOON).await.unwrap();
+    assert!((1..=8).contains(&got.len()), "{} tasks of 1 MiB in one answer", got.len());
+}
+
+#[tokio::test]
 async fn a_peek_shows_as_many_as_were_asked_for() {
     let server = redis::start([""; 0]).await.unwrap();
     let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("many"));

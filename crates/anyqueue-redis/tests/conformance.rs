@@ -1,4 +1,7 @@
 //! The rules of the contract, on a redis-server that the trials share or kill.
+//!
+//! `ANYQUEUE_TEST_REDIS_SERVER=/path/to/valkey-server cargo test -p anyqueue-redis` runs these and all other tests of this
+//! crate on another server than the `redis-server` on the path.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};

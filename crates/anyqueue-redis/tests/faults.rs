@@ -6,11 +6,12 @@ mod shared;
 
 use std::time::{Duration, Instant};
 
-use anyqueue_core::{Durability, Effect, ErrorKind, Settlement, Severity};
+use anyqueue_core::{Durability, Effect, ErrorKind, Settlement, Severity, State, Touch, Which};
 use anyqueue_testkit::servers::redis;
 use anyqueue_testkit::{Process, Ready, Sample, Server};
 use shared::{
-    SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_waits, tell, url, work,
+    SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_listens, somebody_waits,
+    tell, url, work,
 };
 
 const NONE: [&str; 0] = [];
@@ -75,29 +76,38 @@ async fn a_restart_without_persistence_loses_tasks_and_nothing_else() {
 
 #[tokio::test]
 async fn a_full_server_takes_no_tasks_but_lets_them_be_worked() {
-    let server = redis::start(["--maxmemory", "6mb"]).await.unwrap();
+    let server = redis::start(NONE).await.unwrap();
     let (broker, queue) = (connect(&url(&server)).await.unwrap(), queue("full"));
-    let large = |number| {
-        let data = anyqueue_core::Data::json(&"x".repeat(20_000)).unwrap();
-        [Sample::new(number).data(data).envelope()]
-    };
-    let mut accepted = 0;
-    let error = loop {
-        match send(&*broker, &queue, &large(accepted)).await {
-            Ok(()) => accepted += 1,
-            Err(e) => break e,
-        }
-    };
+    let soon = |number| Sample::new(number).delay(Duration::from_millis(50)).envelope();
+    send(&*broker, &queue, &(0..8).map(soon).collect::<Vec<_>>()).await.unwrap();
+    let _: () = tell(&mut operator(&server).await, "CONFIG SET maxmemory 1").await;
+    let error = send_one(&*broker, &queue, 9).await.unwrap_err();
     assert_eq!((error.kind(), error.effect(), error.is_retryable()), (ErrorKind::Full, Effect::None, true));
     assert!(error.to_string().contains("`maxmemory`"), "{error}");
+    // A worker that comes only now finds what has become due meanwhile.
     let mut consumer = consumer(&*broker, &queue).await;
-    let settler = consumer.settler();
-    for _ in 0..accepted {
-        let got = reserve(&mut *consumer, 1, SOON).await.unwrap();
-        settle_all(&*settler, &got, Settlement::Done).await.unwrap();
+    let (settler, admin) = (consumer.settler(), broker.admin());
+    let mut got = Vec::new();
+    while got.len() < 8 {
+        got.extend(reserve(&mut *consumer, 8, SOON).await.unwrap());
     }
-    send_one(&*broker, &queue, 1).await.unwrap();
-    assert_eq!(work(&mut *consumer, 1, SOON).await, [1]);
+    assert!(reserve(&mut *consumer, 1, Duration::from_millis(20)).await.unwrap().is_empty());
+    let touches: Vec<_> =
+        got.iter().map(|d| Touch { receipt: d.receipt.clone(), ttr: Duration::from_secs(60), task: soon(0) }).collect();
+    assert!(settler.touch(&touches).await.iter().all(Result::is_ok));
+    settle_all(&*settler, &got[..2], Settlement::Hold(Sample::new(0).envelope(), "look".into())).await.unwrap();
+    settle_all(&*settler, &got[2..4], Settlement::Retry(soon(1))).await.unwrap();
+    settle_all(&*settler, &got[4..], Settlement::Release(soon(2))).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(admin.peek(&queue, State::Ready, 10).await.unwrap().len(), 6);
+    admin.pause(&queue, None).await.unwrap();
+    assert!(reserve(&mut *consumer, 1, Duration::from_millis(20)).await.unwrap().is_empty());
+    admin.resume(&queue).await.unwrap();
+    assert_eq!(admin.kick(&queue, &Which::All).await.unwrap(), 2);
+    assert_eq!(work(&mut *consumer, 8, SOON).await.len(), 8);
+    let _: () = tell(&mut operator(&server).await, "CONFIG SET maxmemory 0").await;
+    send_one(&*broker, &queue, 10).await.unwrap();
+    assert_eq!(work(&mut *consumer, 1, SOON).await, [10]);
 }
 
 #[tokio::test]
@@ -107,6 +117,9 @@ async fn settings_that_lose_tasks_are_named() {
     let server = redis::start(["--appendfsync", "everysec", "--maxmemory-policy", "volatile-lru"]).await.unwrap();
     assert_eq!(finding(&server, "`maxmemory-policy` is volatile-lru").await, Some(Severity::Note));
     assert_eq!(finding(&server, "`appendfsync` is everysec").await, Some(Severity::Note));
+    assert_eq!(connect(&url(&server)).await.unwrap().capabilities(&queue("q")).durability, Durability::Process);
+    let server = redis::start(["--no-appendfsync-on-rewrite", "yes"]).await.unwrap();
+    assert_eq!(finding(&server, "`no-appendfsync-on-rewrite` is yes").await, Some(Severity::Warning));
     assert_eq!(connect(&url(&server)).await.unwrap().capabilities(&queue("q")).durability, Durability::Process);
     let server = redis::start(NONE).await.unwrap();
     let broker = connect(&url(&server)).await.unwrap();
@@ -164,14 +177,14 @@ fn a_runtime_that_ends_takes_nobody_elses_connection_with_it() {
         let mut consumer = consumer(&*broker, &queue).await;
         first.shutdown_background();
         assert_eq!(work(&mut *consumer, 1, SOON).await, [1]);
-        assert!(reserve(&mut *consumer, 1, Duration::from_millis(600)).await.unwrap().is_empty());
         let sending = async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            somebody_listens(&server, &queue).await;
             send_one(&*broker, &queue, 2).await.unwrap();
             Instant::now()
         };
-        let (got, sent) = tokio::join!(reserve(&mut *consumer, 1, SOON), sending);
-        assert!(got.unwrap().len() == 1 && sent.elapsed() < Duration::from_millis(150), "rung: {:?}", sent.elapsed());
+        let (got, sent) = tokio::join!(reserve(&mut *consumer, 1, Duration::from_secs(14)), sending);
+        assert_eq!(Sample::number(&got.unwrap()[0]), Some(2));
+        assert!(sent.elapsed() < Duration::from_secs(5), "found only by looking, after {:?}", sent.elapsed());
         assert_eq!(broker.info().reconnects, 0);
     });
 }
@@ -187,14 +200,7 @@ async fn a_worker_whose_bell_was_cut_off_is_rung_again() {
             // Once it waits: cut off while it waits, and heard before the safety net would have looked.
             somebody_waits(&server, &queue).await;
             let _: () = tell(&mut operator, "CLIENT KILL TYPE pubsub").await;
-            eventually(|| {
-                let mut operator = operator.clone();
-                async move {
-                    let listening: (String, u64) = tell(&mut operator, "PUBSUB NUMSUB anyqueue:{rung}").await;
-                    if listening.1 == 1 { Ok(()) } else { Err("nobody listens") }
-                }
-            })
-            .await;
+            somebody_listens(&server, &queue).await;
             send_one(&*broker, &queue, number).await.unwrap();
             Instant::now()
         };

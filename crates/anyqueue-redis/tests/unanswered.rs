@@ -61,6 +61,22 @@ async fn what_a_claim_took_whose_answer_got_lost_comes_again_at_once_and_uncount
 }
 
 #[tokio::test]
+async fn who_closes_right_after_a_claim_got_lost_leaves_nothing_behind() {
+    let server = redis::start(NONE).await.unwrap();
+    let ((proxy, proxied), queue) = (proxied(&server).await, queue("closed"));
+    let (broker, other) = (connect(&proxied).await.unwrap(), connect(&url(&server)).await.unwrap());
+    let mut first = consumer(&*broker, &queue).await;
+    send(&*other, &queue, &Sample::many(5)).await.unwrap();
+    proxy.delay(SLOW);
+    let cut = cut_once(&server, &proxy, "ZCARD anyqueue:{closed}:reserved", 5);
+    let (got, ()) = tokio::join!(reserve(&mut *first, 5, SOON), cut);
+    assert_eq!(got.unwrap_err().effect(), Effect::Unknown);
+    first.close().await.unwrap();
+    broker.close().await.unwrap();
+    assert_eq!(work(&mut *consumer(&*other, &queue).await, 5, SOON).await, [0, 1, 2, 3, 4]);
+}
+
+#[tokio::test]
 async fn what_a_server_claims_after_it_was_frozen_comes_again_at_once() {
     let server = redis::start(NONE).await.unwrap();
     let (broker, queue) = (connect(&format!("{}?liveness=500ms", url(&server))).await.unwrap(), queue("frozen"));
@@ -159,4 +175,81 @@ async fn one_part_of_a_send_that_fails_holds_up_no_other() {
     assert_eq!(effects, [None, Some((ErrorKind::Unavailable, Effect::Unknown)), None, None]);
     let mut consumer = consumer(&*broker, &queue).await;
     assert_eq!(work(&mut *consumer, 3, SOON).await, [0, 1, 3]);
+}
+
+#[tokio::test]
+async fn an_answer_too_large_for_the_network_is_asked_for_in_smaller_portions() {
+    let server = redis::start(NONE).await.unwrap();
+    let ((proxy, proxied), queue) = (proxied(&server).await, queue("slow"));
+    let (broker, other) = (connect(&format!("{proxied}?liveness=1s")).await.unwrap(), connect(&url(&server)).await.unwrap());
+    let data = anyqueue_core::Data::json(&"x".repeat(100_000)).unwrap();
+    let tasks: Vec<_> = (0..24).map(|number| Sample::new(number).data(data.clone()).envelope()).collect();
+    send(&*other, &queue, &tasks).await.unwrap();
+    let mut consumer = consumer(&*broker, &queue).await;
+    // All of them take five seconds, and an answer has two.
+    proxy.throttle(Some(500_000));
+    let numbers = work(&mut *consumer, 24, Duration::from_secs(90)).await;
+    assert_eq!(numbers.len(), 24);
+    // One that does not fit alone is named, and so is what to do.
+    proxy.throttle(Some(20_000));
+    send(&*other, &queue, &tasks[..1]).await.unwrap();
+    let began = Instant::now();
+    loop {
+        assert!(began.elapsed() < Duration::from_secs(60), "never said");
+        match reserve(&mut *consumer, 1, Duration::from_secs(5)).await {
+            Err(error) if error.to_string().contains("single task") => {
+                assert_eq!((error.kind(), error.effect()), (ErrorKind::Timeout, Effect::Unknown), "{error}");
+                break assert!(error.to_string().contains("`liveness`"), "{error}");
+            }
+            answer => println!("{answer:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_is_closed_gives_back_what_its_consumers_have_not_handed_out() {
+    let server = redis::start(NONE).await.unwrap();
+    let (broker, other, queue) = (connect(&url(&server)).await.unwrap(), connect(&url(&server)).await.unwrap(), queue("shelf"));
+    let (mut handing, mut waiting) = (consumer(&*broker, &queue).await, consumer(&*broker, &queue).await);
+    send(&*other, &queue, &Sample::many(5)).await.unwrap();
+    // What a call that was given up found lies there still, and nobody asks for it.
+    assert!(tokio::time::timeout(Duration::ZERO, reserve(&mut *handing, 5, SOON)).await.is_err());
+    arrived(&server, "ZCARD anyqueue:{shelf}:reserved", 5).await;
+    assert!(reserve(&mut *waiting, 1, Duration::ZERO).await.unwrap().is_empty());
+    broker.close().await.unwrap();
+    let stats = other.admin().stats(&queue).await.unwrap();
+    assert_eq!((stats.ready, stats.reserved), (Figure::Exact(5), Figure::Exact(0)));
+    assert_eq!(reserve(&mut *handing, 5, SOON).await.unwrap_err().kind(), ErrorKind::Closed);
+    let got = reserve(&mut *consumer(&*other, &queue).await, 5, SOON).await.unwrap();
+    assert!(got.iter().all(|delivery| delivery.native.redeliveries == Figure::Exact(0)), "nobody has seen them");
+}
+
+#[tokio::test]
+async fn what_cannot_be_given_back_at_once_is_given_back_later() {
+    let server = redis::start(NONE).await.unwrap();
+    let ((proxy, proxied), queue) = (proxied(&server).await, queue("returned"));
+    let (broker, other) = (connect(&proxied).await.unwrap(), connect(&url(&server)).await.unwrap());
+    for closes in [false, true] {
+        let mut consumer = consumer(&*broker, &queue).await;
+        send(&*other, &queue, &Sample::many(5)).await.unwrap();
+        assert!(tokio::time::timeout(Duration::ZERO, reserve(&mut *consumer, 5, SOON)).await.is_err());
+        arrived(&server, "ZCARD anyqueue:{returned}:reserved", 5).await;
+        // The answer has time to come.
+        broker.ping().await.unwrap();
+        proxy.refuse(true);
+        proxy.cut();
+        if closes {
+            // Nobody waits for the end of it.
+            let _ = tokio::time::timeout(Duration::from_millis(1), consumer.close()).await;
+        } else {
+            drop(consumer);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        proxy.refuse(false);
+        arrived(&server, "ZCARD anyqueue:{returned}:reserved", 0).await;
+        let mut second = self::consumer(&*other, &queue).await;
+        let got = reserve(&mut *second, 5, SOON).await.unwrap();
+        assert!(got.len() == 5 && got.iter().all(|delivery| delivery.native.redeliveries == Figure::Exact(0)));
+        settle_all(&*second.settler(), &got, Settlement::Done).await.unwrap();
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyqueue_core::{ConnectOptions, Create, Durability, Error, ErrorKind, OptionSpec, Result};
+use anyqueue_core::{ConnectOptions, Create, Durability, Error, ErrorKind, OptionSpec, Options, Result, time};
 
 /// The largest body by default: 64 MiB.
 pub(crate) const MAX_PAYLOAD: u64 = 64 << 20;
@@ -66,7 +66,7 @@ impl Config {
             durability: given
                 .choice("durability", &[("power", Durability::Power), ("process", Durability::Process)])?
                 .unwrap_or(Durability::Power),
-            busy_timeout: given.duration("busy_timeout")?.unwrap_or(options.timeout).min(options.timeout),
+            busy_timeout: busy_timeout(given, options.timeout)?,
             max_payload,
             cache: given.number("cache")?.unwrap_or(16 << 20),
             create: options.create == Create::Auto,
@@ -86,6 +86,18 @@ impl Config {
         let name = self.path.file_name().ok_or_else(|| not_a_file(&self.path))?;
         Ok(folder.join(name))
     }
+}
+
+/// A request that waits for a lock is over when its own time is.
+fn busy_timeout(given: &Options, timeout: Duration) -> Result<Duration> {
+    let busy_timeout = given.duration("busy_timeout")?.unwrap_or(timeout);
+    if busy_timeout > timeout {
+        let [busy_timeout, timeout] = [busy_timeout, timeout].map(time::show);
+        return Err(Error::config(format!(
+            "option `busy_timeout` is {busy_timeout}, longer than a request may take; raise `timeout`, now {timeout}, too"
+        )));
+    }
+    Ok(busy_timeout)
 }
 
 fn path(options: &ConnectOptions) -> Result<PathBuf> {
@@ -170,10 +182,10 @@ mod tests {
         let config = read("sqlite:q.db").unwrap();
         assert_eq!((config.durability, config.max_payload), (Durability::Power, MAX_PAYLOAD));
         assert_eq!(config.busy_timeout, Duration::from_secs(10));
-        let config = read("sqlite:q.db?durability=process&busy_timeout=1h&cache=1048576&max_payload=10").unwrap();
+        let config = read("sqlite:q.db?durability=process&busy_timeout=2s&cache=1048576&max_payload=10").unwrap();
         assert_eq!((config.durability, config.max_payload, config.cache), (Durability::Process, 10, 1 << 20));
-        assert_eq!(config.busy_timeout, Duration::from_secs(10), "no longer than a request may take");
-        for bad in ["durability=always", "max_payload=0", "max_payload=2000000000", "busy_timeout=soon"] {
+        assert_eq!(config.busy_timeout, Duration::from_secs(2));
+        for bad in ["durability=always", "max_payload=0", "max_payload=2000000000", "busy_timeout=soon", "busy_timeout=11s"] {
             assert!(read(&format!("sqlite:q.db?{bad}")).is_err(), "{bad}");
         }
     }

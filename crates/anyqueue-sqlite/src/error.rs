@@ -59,7 +59,9 @@ pub(crate) fn explain(error: rusqlite::Error, path: &Path) -> Error {
     let kind_and_text = match error.sqlite_error_code() {
         Some(DatabaseBusy | DatabaseLocked) => (
             ErrorKind::Busy,
-            format!("another process keeps {file} locked; it goes on once that lock is gone, or raise `busy_timeout`"),
+            format!(
+                "another process keeps {file} locked; it goes on once that lock is gone; `busy_timeout`, at most `timeout`, says how long to wait for it"
+            ),
         ),
         Some(DiskFull) => (ErrorKind::Full, format!("there is no room left to write {file}; free some and it goes on")),
         Some(ReadOnly) => {

@@ -1,9 +1,10 @@
 //! Ports for servers, each handed out to one server at a time among all tests of this machine.
 
-use std::fs::{self, File, TryLockError};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::Range;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::{Mutex, PoisonError};
 
 /// Below what systems choose from for outgoing connections: none of those can take a server's port while it restarts.
@@ -16,8 +17,8 @@ static KEPT: Mutex<Vec<Port>> = Mutex::new(Vec::new());
 #[derive(Debug)]
 pub(crate) struct Port {
     pub(crate) number: u16,
-    /// Other processes see its lock; the system takes it off when this process ends, in whatever way.
-    lock: File,
+    /// Its name is there once on a machine and in no folder; the system takes it back when this process ends, in whatever way.
+    _mark: UnixListener,
 }
 
 impl Port {
@@ -26,28 +27,21 @@ impl Port {
     }
 
     fn among(ports: Range<u16>) -> io::Result<Self> {
-        let folder = std::env::temp_dir().join(format!("anyqueue-ports-{}", rustix::process::getuid().as_raw()));
-        fs::create_dir_all(&folder)?;
         let first = fastrand::u16(ports.clone());
         for number in (first..ports.end).chain(ports.start..first) {
-            let lock = File::create(folder.join(number.to_string()))?;
-            match lock.try_lock() {
-                Err(TryLockError::WouldBlock) => continue,
-                Err(TryLockError::Error(e)) => return Err(e),
-                // A program that knows nothing of these locks may listen there.
-                Ok(()) if TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_err() => continue,
-                Ok(()) => return Ok(Self { number, lock }),
+            let name = format!("anyqueue-port-{number}");
+            let mark = match UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?) {
+                Ok(mark) => mark,
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse => continue,
+                Err(e) => return Err(io::Error::new(e.kind(), format!("the abstract socket `{name}` cannot be had: {e}"))),
+            };
+            // A program that knows nothing of these marks may listen there.
+            if TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_ok() {
+                return Ok(Self { number, _mark: mark });
             }
         }
         let text = format!("none of the ports {} to {} is free", ports.start, ports.end - 1);
         Err(io::Error::new(io::ErrorKind::AddrInUse, text))
-    }
-}
-
-impl Drop for Port {
-    fn drop(&mut self) {
-        // A program that is being started at this moment still has a copy of the file.
-        drop(self.lock.unlock());
     }
 }
 
@@ -64,6 +58,8 @@ pub fn free_port() -> io::Result<u16> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     /// Two ports of one test of one process, outside those that servers get.
@@ -81,7 +77,19 @@ mod tests {
         assert!(error.to_string().contains(&format!("{} to {}", ports.start, ports.start + 1)), "{error}");
         let number = first.number;
         drop(first);
-        assert_eq!(Port::among(ports).unwrap().number, number);
+        assert_eq!(eventually(|| Port::among(ports.clone()).ok()).number, number);
+    }
+
+    /// A program that another test is starting at this moment has a copy of everything that is open, for a moment.
+    fn eventually<T>(have: impl Fn() -> Option<T>) -> T {
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            match have() {
+                Some(one) => return one,
+                None => assert!(Instant::now() < until, "not given back within 20 s"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]
@@ -91,15 +99,24 @@ mod tests {
         assert_eq!(Port::among(ports.clone()).unwrap().number, ports.start + 1);
     }
 
+    /// Set in the other process of the test below: the port that it tries to get.
+    const WANTED: &str = "ANYQUEUE_TEST_PORT";
+
     #[test]
     fn another_process_sees_that_a_port_is_taken() {
+        if let Some(number) = std::env::var(WANTED).ok().and_then(|number| number.parse().ok()) {
+            let port = Port::among(number..number + 1).map(|port| port.number);
+            return assert_eq!(port.ok(), Some(number));
+        }
         let port = Port::among(two(2)).unwrap();
-        let folder = format!("anyqueue-ports-{}", rustix::process::getuid().as_raw());
-        let path = std::env::temp_dir().join(folder).join(port.number.to_string());
-        let locked =
-            || std::process::Command::new("flock").args(["--nonblock".as_ref(), path.as_os_str(), "true".as_ref()]).status();
-        assert!(!locked().expect("util-linux is installed").success());
+        let number = port.number.to_string();
+        let gets_it = || {
+            let mut other = std::process::Command::new(std::env::current_exe().unwrap());
+            other.args(["--exact", "port::tests::another_process_sees_that_a_port_is_taken"]).env(WANTED, &number);
+            other.output().unwrap().status.success()
+        };
+        assert!(!gets_it());
         drop(port);
-        assert!(locked().unwrap().success());
+        eventually(|| gets_it().then_some(()));
     }
 }

@@ -15,11 +15,15 @@ const OPTIONAL: &[(&str, &[&str], Option<&Driver>)] = &[
     #[cfg(feature = "beanstalkd")]
     ("beanstalkd", anyqueue_beanstalkd::DRIVER.schemes, Some(&anyqueue_beanstalkd::DRIVER)),
     #[cfg(not(feature = "beanstalkd"))]
-    ("beanstalkd", &["beanstalkd"], None),
+    ("beanstalkd", &["beanstalkd", "beanstalk"], None),
     #[cfg(feature = "redis")]
     ("redis", anyqueue_redis::DRIVER.schemes, Some(&anyqueue_redis::DRIVER)),
     #[cfg(not(feature = "redis"))]
     ("redis", &["redis", "rediss"], None),
+    #[cfg(feature = "rabbitmq")]
+    ("rabbitmq", anyqueue_rabbitmq::DRIVER.schemes, Some(&anyqueue_rabbitmq::DRIVER)),
+    #[cfg(not(feature = "rabbitmq"))]
+    ("rabbitmq", &["amqp", "amqps", "rabbitmq"], None),
 ];
 
 /// The drivers that brokers are chosen from.

@@ -46,6 +46,10 @@ impl ExecWorker {
         let deadline = attempt.clock.wall() + attempt.remaining();
         let deadline = deadline.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut command = Command::new(&self.program);
+        // Settings may come from the environment, and passwords with them: they are the runner's and not the program's.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ANYQUEUE_")) {
+            command.env_remove(name);
+        }
         command
             .args(&self.arguments)
             .env("ANYQUEUE_ID", task.id.to_string())
@@ -56,7 +60,8 @@ impl ExecWorker {
             .env("ANYQUEUE_ATTEMPT", task.attempt().to_string())
             .env("ANYQUEUE_DEADLINE", deadline.to_string())
             .stdin(Stdio::piped())
-            .stdout(Stdio::inherit())
+            // Standard output is for what the runner itself says, `--json` above all.
+            .stdout(Stdio::from(std::io::stderr()))
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);

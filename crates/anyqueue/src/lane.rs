@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyqueue_core::{Accepted, Broker, Clock, Envelope, Error, Link, Moment, QueueName, Result};
+use anyqueue_core::{Accepted, Broker, Clock, Envelope, Error, ErrorKind, Link, Moment, QueueName, Result, Support};
 use tokio::sync::oneshot;
 
 use crate::brokers::BrokerSlot;
@@ -51,6 +51,24 @@ impl Lane {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Refuses what the broker would have to ignore.
+    fn refuse(&self, envelope: &Envelope, broker: &dyn Broker) -> Result<()> {
+        if envelope.group.is_none() && envelope.unique.is_none() {
+            return Ok(());
+        }
+        let can = broker.capabilities(&self.queue);
+        for (asked, what, support) in
+            [(envelope.group.is_some(), "a group", can.group), (envelope.unique.is_some(), "a unique key", can.unique)]
+        {
+            if let (true, Support::Needs((), needed)) = (asked, support) {
+                let text =
+                    format!("the task has {what}, and broker `{}` ignores it; it needs {needed}", self.broker.settings.name);
+                return Err(Error::new(ErrorKind::Unsupported, text));
+            }
+        }
+        Ok(())
+    }
+
     /// Sends one task. Transient errors are retried with back-off for as long as the broker's settings say.
     ///
     /// # Cancel safety
@@ -70,7 +88,9 @@ impl Lane {
                 Err(e) if !e.is_retryable() => return Err(e),
                 Err(e) => e,
             };
-            self.complain(&error, give_up.since(clock.now()));
+            if clock.now() + wait < give_up {
+                self.complain(&error, give_up.since(clock.now()));
+            }
             if clock.now() + wait >= give_up {
                 let waited = anyqueue_core::time::show(self.broker.settings.send_timeout);
                 return Err(error.during("send").with("queue", &self.queue).with("gave up after", waited));
@@ -101,6 +121,14 @@ impl Lane {
             Ok(broker) => broker,
             Err(e) => return envelopes.iter().map(|_| Err(e.duplicate())).collect(),
         };
+        let refused: Vec<_> = envelopes.iter().map(|envelope| self.refuse(envelope, &*broker)).collect();
+        if refused.iter().any(Result::is_err) {
+            let good = envelopes.iter().zip(&refused).filter(|(_, refused)| refused.is_ok());
+            let good: Vec<Envelope> = good.map(|(envelope, _)| envelope.clone()).collect();
+            let mut sent = Box::pin(self.send_all(&good, clock)).await.into_iter();
+            let answer = |refused: Result<()>| refused.and_then(|()| sent.next().unwrap_or_else(|| Err(no_answer())));
+            return refused.into_iter().map(answer).collect();
+        }
         let most = broker.capabilities(&self.queue).batch.send.max(1);
         let mut answers = Vec::with_capacity(envelopes.len());
         for chunk in envelopes.chunks(most) {
@@ -115,6 +143,9 @@ impl Lane {
     }
 
     async fn once(self: &Arc<Self>, envelope: &Envelope) -> Result<Accepted> {
+        if let Some(broker) = self.broker.if_connected() {
+            self.refuse(envelope, &**broker)?;
+        }
         let follow = {
             let mut waiting = self.waiting();
             if waiting.requests >= self.most_requests() {
@@ -133,6 +164,7 @@ impl Lane {
         // The first of a burst sends itself; what has queued up meanwhile goes out when this guard falls.
         let _next = Next { lane: self, carried: 1 };
         let broker = self.broker.connected().await?;
+        self.refuse(envelope, &*broker)?;
         sent(&*broker, &self.queue, std::slice::from_ref(envelope)).await.pop().unwrap_or_else(|| Err(no_answer()))
     }
 

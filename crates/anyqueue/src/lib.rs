@@ -64,6 +64,8 @@
 //! |---|---|---|
 //! | `sqlite` | yes | the broker `sqlite:`, one file and many processes |
 //! | `memory` | yes | the broker `memory:`, and [`testing`] |
+//! | `beanstalkd` | no | the broker `beanstalkd:`, beanstalkd 1.10 and later |
+//! | `redis` | no | the brokers `redis:` and `rediss:`, Redis 6.2 and later and Valkey |
 //!
 //! A broker that was left out of a build is an error that names its feature.
 

@@ -96,14 +96,16 @@ impl NewTask {
         self
     }
 
-    /// Tasks of one group are worked in order where the broker knows groups.
+    /// Tasks of one group are worked one after another. A broker that knows no groups refuses the task; see
+    /// [`Capabilities::group`](crate::core::Capabilities::group).
     #[must_use]
     pub fn group(mut self, group: &str) -> Self {
         self.group = Some(group.into());
         self
     }
 
-    /// Asks the broker to coalesce tasks of the same key, where it can.
+    /// Asks the broker to take one task of those that wait under the same key. A broker that knows no keys refuses the
+    /// task; see [`Capabilities::unique`](crate::core::Capabilities::unique).
     #[must_use]
     pub fn unique(mut self, key: &str) -> Self {
         self.unique = Some(key.into());

@@ -351,3 +351,18 @@ async fn nothing_is_lost_on_a_broker_that_duplicates_forgets_and_fails() {
         assert_eq!(task["held"]["reason"], "3 workers died while running this task", "{task}");
     }
 }
+
+#[tokio::test]
+async fn a_group_or_a_unique_key_is_refused_where_nobody_keeps_it() {
+    let queues = queues(["q"]).await;
+    let sender = queues.queue("q").unwrap();
+    for task in [NewTask::new("w", &1).group("g"), NewTask::new("w", &1).unique("u")] {
+        let error = sender.send(task).await.unwrap_err();
+        assert_eq!(error.kind(), anyqueue_core::ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains("ignores it"), "{error}");
+    }
+    let many = vec![NewTask::new("w", &1), NewTask::new("w", &2).group("g"), NewTask::new("w", &3)];
+    let answers: Vec<bool> = sender.send_all(many).await.iter().map(Result::is_ok).collect();
+    assert_eq!(answers, [true, false, true]);
+    assert_eq!(all_sent(&queues, "q").await.unwrap().len(), 2);
+}

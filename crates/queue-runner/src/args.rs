@@ -186,7 +186,7 @@ pub(crate) enum Command {
     Pause {
         queue: String,
         /// For so long. Default: until it is resumed.
-        #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+        #[arg(long = "for", value_name = "TIME", value_parser = some_time)]
         time: Option<Duration>,
     },
     /// End a pause.
@@ -209,6 +209,13 @@ pub(crate) enum Command {
 
 fn duration(text: &str) -> Result<Duration, String> {
     time::parse(text).map_err(|e| e.to_string())
+}
+
+fn some_time(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("a pause of no time is none; give it some, or leave --for out".into()),
+        time => Ok(time),
+    }
 }
 
 fn priority_value(text: &str) -> Result<u32, String> {

@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 use crate::failure::OK;
 use crate::out::{Out, size};
 
-pub(crate) fn show(out: &mut Out, markdown: bool) -> u8 {
-    let drivers = Drivers::enabled();
+pub(crate) fn show(out: &mut Out, drivers: &Drivers, markdown: bool) -> u8 {
     let drivers: Vec<&Driver> = drivers.iter().collect();
     if out.is_json() {
         drivers.iter().for_each(|driver| out.object(&object(driver)));
@@ -57,8 +56,15 @@ fn rows(drivers: &[&Driver], notes: &mut Vec<String>) -> Vec<Vec<String>> {
     fact("longest delay", &mut |driver| longest(driver.capabilities.delay.limits().max));
     fact("longest TTR", &mut |driver| time::show(driver.capabilities.ttr.limits().max));
     fact("order within a level", &mut |driver| order(driver.capabilities.order).to_owned());
-    fact("a task survives", &mut |driver| durability(driver.capabilities.durability).to_owned());
+    fact("a task survives", &mut |driver| {
+        let survives = durability(driver.capabilities.durability).to_owned();
+        match driver.capabilities.durability_caveat {
+            None => survives,
+            Some(caveat) => format!("{survives} [{}]", noted(notes, caveat)),
+        }
+    });
     fact("a killed worker's tasks", &mut |driver| death(driver.capabilities.death).to_owned());
+    fact("a frozen worker's tasks", &mut |driver| frozen(&driver.capabilities));
     fact("largest task", &mut |driver| driver.capabilities.max_payload.map_or("no limit".into(), size));
     rows
 }
@@ -66,6 +72,27 @@ fn rows(drivers: &[&Driver], notes: &mut Vec<String>) -> Vec<Vec<String>> {
 /// A delay; the contract's limit in the contract's words.
 fn longest(delay: Duration) -> String {
     if delay == time::MAX_DELAY { "5 years".into() } else { time::show(delay) }
+}
+
+/// What a connected broker can do, line by line.
+pub(crate) fn told(capabilities: &Capabilities) -> Vec<[String; 2]> {
+    let c = capabilities;
+    let verb = |(verb, support): (&str, Support)| {
+        let caveat = support.caveat().map_or_else(String::new, |caveat| format!(": {caveat}"));
+        [verb.to_owned(), format!("{}{caveat}", support.word())]
+    };
+    let survives = durability(c.durability);
+    let facts = [
+        ("priority levels", levels(c.priority)),
+        ("longest delay", longest(c.delay.limits().max)),
+        ("longest TTR", time::show(c.ttr.limits().max)),
+        ("order", order(c.order).to_owned()),
+        ("a task survives", c.durability_caveat.map_or_else(|| survives.into(), |caveat| format!("{survives}: {caveat}"))),
+        ("a killed worker's tasks", death(c.death).to_owned()),
+        ("a frozen worker's tasks", frozen(c)),
+        ("largest task", c.max_payload.map_or("no limit".into(), size)),
+    ];
+    c.verbs().into_iter().map(verb).chain(facts.map(|(fact, value)| [fact.to_owned(), value])).collect()
 }
 
 /// The number of a note; the same sentence is noted once.
@@ -107,6 +134,16 @@ fn death(death: Death) -> &'static str {
     }
 }
 
+/// Of a worker that is stopped, or cut off, and keeps its connections.
+fn frozen(capabilities: &Capabilities) -> String {
+    match (capabilities.death, capabilities.frozen_bound) {
+        (Death::WithBroker, _) => "stay with it".into(),
+        (_, Duration::MAX) => "come back when it goes on or dies, at the latest".into(),
+        (_, Duration::ZERO) => "come back after the lease".into(),
+        (_, bound) => format!("come back after the lease, or {} if that is longer", time::show(bound)),
+    }
+}
+
 /// What a driver or a connected broker can do, as JSON.
 pub(crate) fn capabilities(capabilities: &Capabilities) -> Value {
     let verb =
@@ -114,9 +151,11 @@ pub(crate) fn capabilities(capabilities: &Capabilities) -> Value {
     let c = capabilities;
     json!({
         "verbs": c.verbs().into_iter().map(verb).collect::<serde_json::Map<_, _>>(),
-        "priority_levels": levels(c.priority), "order": order(c.order), "durability": durability(c.durability),
+        "priority_levels": levels(c.priority), "order": order(c.order), "durability": durability(c.durability), "durability_caveat": c.durability_caveat,
         "longest_delay": c.delay.limits().max.as_secs(), "longest_ttr": c.ttr.limits().max.as_secs(),
-        "largest_task": c.max_payload, "killed_worker": death(c.death),
+        "batch": { "send": c.batch.send, "reserve": c.batch.reserve, "settle": c.batch.settle },
+        "largest_task": c.max_payload, "killed_worker": death(c.death), "frozen_worker": frozen(c),
+        "frozen_bound": (c.frozen_bound < Duration::MAX).then_some(c.frozen_bound.as_secs_f64()),
     })
 }
 

@@ -2,13 +2,14 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use anyqueue::core::{Error, Finding, QueueName, Severity, chain};
+use anyqueue::core::{Capabilities, Error, Finding, QueueName, Severity, chain};
 use anyqueue::settings::BrokerSettings;
 use anyqueue::{Queues, Settings};
 use serde_json::json;
 
-use crate::brokers::capabilities;
+use crate::brokers::{capabilities, told};
 use crate::context::Context;
 use crate::failure::{ERROR, OK, Result};
 use crate::out::Out;
@@ -88,8 +89,8 @@ fn find_program(program: &str) -> Result<(), &'static str> {
 struct Report<'a> {
     broker: &'a BrokerSettings,
     info: Option<anyqueue::core::BrokerInfo>,
-    /// Of the first queue: verb, support, caveat.
-    can: Option<std::sync::Arc<anyqueue::core::Capabilities>>,
+    /// What it can do, queue by queue.
+    can: Vec<(QueueName, Arc<Capabilities>)>,
     findings: Vec<Finding>,
 }
 
@@ -102,7 +103,7 @@ impl Report<'_> {
         if out.is_json() {
             out.object(&json!({
                 "broker": &*self.broker.name, "url": self.broker.url.to_string(), "driver": self.broker.driver.name,
-                "info": self.info, "capabilities": self.can.as_deref().map(capabilities), "findings": self.findings,
+                "info": self.info, "capabilities": self.can.first().map(|(_, can)| capabilities(can)), "findings": self.findings,
             }));
             return;
         }
@@ -112,9 +113,13 @@ impl Report<'_> {
             let plural = if info.connections == 1 { "" } else { "s" };
             out.line(format!("  connected to {}, version {version}, {} connection{plural}", info.address, info.connections));
         }
-        for (verb, support) in self.can.iter().flat_map(|can| can.verbs()) {
-            let caveat = support.caveat().map_or_else(String::new, |caveat| format!(": {caveat}"));
-            out.line(format!("  {verb:15} {}{caveat}", support.word()));
+        let told: Vec<_> = self.can.iter().map(|(queue, can)| (queue, told(can))).collect();
+        for (n, (queue, lines)) in told.iter().enumerate() {
+            let new: Vec<_> = lines.iter().filter(|line| n == 0 || !told[0].1.contains(line)).collect();
+            if n > 0 && !new.is_empty() {
+                out.line(format!("  but queue `{queue}`:"));
+            }
+            new.into_iter().for_each(|[what, how]| out.line(format!("  {what:23} {how}")));
         }
         for finding in &self.findings {
             let word = match finding.severity {
@@ -128,7 +133,7 @@ impl Report<'_> {
 }
 
 async fn ask<'a>(queues: &Queues, broker: &'a BrokerSettings, used: &[QueueName]) -> Report<'a> {
-    let mut report = Report { broker, info: None, can: None, findings: Vec::new() };
+    let mut report = Report { broker, info: None, can: Vec::new(), findings: Vec::new() };
     let problem = |e: &Error| Finding { severity: Severity::Problem, text: chain(e) };
     let connected = match queues.broker_named(&broker.name).await {
         Ok(connected) => connected,
@@ -156,7 +161,7 @@ async fn ask<'a>(queues: &Queues, broker: &'a BrokerSettings, used: &[QueueName]
         report
             .findings
             .extend(lacks.map(|lack| Finding { severity: Severity::Problem, text: format!("queue `{name}`: {lack}") }));
-        report.can.get_or_insert(can);
+        report.can.push((name.clone(), can));
     }
     report
 }

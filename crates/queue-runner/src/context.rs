@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use anyqueue::core::{Admin, Broker, QueueName};
 use anyqueue::settings::QueueSettings;
-use anyqueue::{Queues, Settings};
+use anyqueue::{Queue, Queues, Settings};
 
+use crate::QueueRunner;
 use crate::args::CommandLine;
 use crate::failure::{Result, report};
 use crate::out::Out;
@@ -17,6 +18,8 @@ pub(crate) struct Context<'a> {
     pub(crate) settings: Settings,
     pub(crate) screen: Screen,
     pub(crate) out: &'a mut Out,
+    /// Workers in Rust.
+    pub(crate) handlers: Vec<Queue>,
 }
 
 impl Context<'_> {
@@ -76,8 +79,8 @@ impl Opened {
 }
 
 /// Loads the settings with what the command line says over them.
-pub(crate) fn settings(line: &CommandLine) -> Result<Settings> {
-    let mut builder = Settings::builder();
+pub(crate) fn settings(line: &CommandLine, program: &QueueRunner) -> Result<Settings> {
+    let mut builder = Settings::builder().drivers(program.drivers.clone());
     if let Some(file) = &line.global.config {
         builder = builder.file(file);
     }
@@ -96,5 +99,9 @@ pub(crate) fn settings(line: &CommandLine) -> Result<Settings> {
             builder = builder.flag(key, value);
         }
     }
-    Ok(builder.load()?)
+    let mut settings = builder.load()?;
+    for handler in &program.handlers {
+        settings.add(handler)?;
+    }
+    Ok(settings)
 }

@@ -1,6 +1,7 @@
 //! `peek`, `held`, `info`: looking without changing anything.
 
-use anyqueue::core::{Error, ErrorKind, State, TaskId, TaskInfo};
+use anyqueue::Queues;
+use anyqueue::core::{Error, ErrorKind, QueueName, State, TaskId, TaskInfo};
 use serde_json::json;
 
 use crate::context::Context;
@@ -50,19 +51,28 @@ pub(crate) async fn held(context: &mut Context<'_>, queue: &str, limit: usize) -
 pub(crate) async fn info(context: &mut Context<'_>, id: TaskId, queue: Option<&str>) -> Result<u8> {
     let names = context.chosen(queue.map(str::to_owned).as_slice())?;
     let queues = context.connect().await?;
-    let mut found = None;
+    let (mut found, mut silent) = (None, Vec::new());
     for name in &names {
-        let broker = queues.broker(name).await?;
-        found = match broker.admin().info(name, id).await {
+        found = match ask(&queues, name, id).await {
             // A queue that is not there has no task.
             Err(e) if e.kind() == ErrorKind::NotFound => None,
-            answer => answer?,
+            // Another may be on a broker that answers.
+            Err(e) => {
+                silent.push(e);
+                None
+            }
+            Ok(answer) => answer,
         };
         if found.is_some() {
             break;
         }
     }
     queues.close().await?;
+    if found.is_none()
+        && let Some(error) = silent.pop()
+    {
+        return Err(error.into());
+    }
     let place = queue.map_or_else(|| "any queue of the settings".into(), |queue| format!("queue `{queue}`"));
     let gone = format!("no task {id} in {place}; a task that is done is gone");
     let info = found.ok_or_else(|| Error::new(ErrorKind::NotFound, gone))?;
@@ -74,6 +84,10 @@ pub(crate) async fn info(context: &mut Context<'_>, id: TaskId, queue: Option<&s
         context.out.table(&["FACT", "VALUE"], &facts(&info));
     }
     Ok(OK)
+}
+
+async fn ask(queues: &Queues, queue: &QueueName, id: TaskId) -> Result<Option<TaskInfo>, Error> {
+    queues.broker(queue).await?.admin().info(queue, id).await
 }
 
 /// The twelve facts. Unknown is said, and never shown as 0.

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -46,19 +46,22 @@ impl Screen {
             return ProgressBar::hidden();
         }
         let (bar, style) = match of {
-            Some(length) => (ProgressBar::new(length), "{wide_bar} {human_pos}/{human_len} {per_sec} {msg}"),
+            Some(length) => (ProgressBar::new(length), "{wide_bar} {human_pos}/{human_len} {rate}/s {msg}"),
             None => (ProgressBar::new_spinner(), "{spinner} {elapsed} {msg}"),
         };
-        let bar = self.bars.add(bar.with_style(ProgressStyle::with_template(style).expect("a constant")));
+        let bar = self.bars.add(bar.with_style(ProgressStyle::with_template(style).expect("a constant").with_key("rate", rate)));
         bar.enable_steady_tick(Duration::from_millis(200));
         bar
     }
 }
 
+/// Whole tasks per second; what the library writes has four decimals.
+fn rate(state: &ProgressState, to: &mut dyn std::fmt::Write) {
+    let _ = write!(to, "{}", HumanCount(state.per_sec() as u64));
+}
+
 fn ours(level: &str) -> String {
-    ["anyqueue", "anyqueue_core", "anyqueue_memory", "anyqueue_sqlite", "queue_runner"]
-        .map(|name| format!("{name}={level}"))
-        .join(",")
+    ["anyqueue", "queue_runner"].map(|name| format!("{name}={level}")).join(",")
 }
 
 impl<'a> MakeWriter<'a> for Screen {

@@ -66,7 +66,8 @@ fn target(typed: &str) -> Result<(&str, &str, Option<&str>)> {
 
 /// Refuses a queue or task that the settings do not know.
 pub(crate) fn known(settings: &Settings, queue: &str, task: &str) -> Result<(), Error> {
-    let tasks = settings.queue(queue)?.tasks();
+    let unknown = |e: Error| Error::new(e.kind(), format!("{}; --unchecked sends it all the same", e.message()));
+    let tasks = settings.queue(queue).map_err(unknown)?.tasks();
     if tasks.contains(&task) {
         return Ok(());
     }

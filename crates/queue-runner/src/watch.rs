@@ -11,12 +11,15 @@ use crate::failure::{Failure, Result};
 
 pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, names: &str, work: &Work) -> Result<u8> {
     let mut runner = Runner::new(queues.clone()).signals(true);
-    if has_test_worker(queues) {
-        runner = runner.queue(test_queue());
+    let mut handlers = std::mem::take(&mut context.handlers);
+    if has_test_worker(queues) && handlers.iter().all(|handler| handler.name() != "default") {
+        handlers.push(test_queue());
     }
+    let here: Vec<String> = handlers.iter().map(|handler| handler.name().to_owned()).collect();
+    runner = handlers.into_iter().fold(runner, Runner::queue);
     let watch = chosen(names)?;
     if watch == Watch::All {
-        let idle = without_worker(queues);
+        let idle = without_worker(queues, &here);
         if !idle.is_empty() {
             tracing::info!("no worker here: {}", idle.join(", "));
         }
@@ -65,12 +68,10 @@ fn has_test_worker(queues: &Queues) -> bool {
 }
 
 /// The queues that nothing here works.
-fn without_worker(queues: &Queues) -> Vec<String> {
-    let tests = has_test_worker(queues);
+fn without_worker(queues: &Queues, here: &[String]) -> Vec<String> {
     let idle = queues.settings().queues.values().filter(|queue| {
         let programs = queue.workers.values().any(|worker| worker.exec.is_some());
-        let test = tests && queue.name.as_str() == "default";
-        !programs && !test
+        !programs && !here.iter().any(|name| name == queue.name.as_str())
     });
     idle.map(|queue| queue.name.to_string()).collect()
 }

@@ -81,6 +81,17 @@ fn the_twelve_facts_of_a_task() {
 }
 
 #[test]
+fn facts_are_found_though_another_broker_is_down() {
+    let place = Place::with(
+        "default_broker = \"here\"\n[brokers.here]\nurl = \"sqlite:./queue.db\"\n[brokers.gone]\nurl = \"redis://127.0.0.1:1\"\n\
+         [queues.a]\nbroker = \"gone\"\n[queues.b]\nworkers = [\"t\"]\n",
+    );
+    let sent = place.run(&["--send", "b:t:x", "--json"]).ends_with(0).json();
+    place.run(&["info", sent[0]["id"].as_str().unwrap()]).ends_with(0).says("ready");
+    place.run(&["info", "01a200f3-3bdc-7955-9e5e-9377a8f0351d"]).ends_with(1).complains("127.0.0.1:1");
+}
+
+#[test]
 fn purge_asks_and_refuses_where_nobody_can_answer() {
     let (place, _) = with_held();
     place.run(&["--send", "default:test:x", "--count", "3"]).ends_with(0);

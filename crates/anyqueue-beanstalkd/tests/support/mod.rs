@@ -14,7 +14,8 @@ use anyqueue_core::{
     Broker, ConnectOptions, ConsumeOptions, Consumer, Data, Delivery, Envelope, QueueName, Result, Settlement, Settler, TaskId,
     Wire,
 };
-use anyqueue_testkit::SystemClock;
+use anyqueue_testkit::{Process, SystemClock};
+use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) const SOON: Duration = Duration::from_secs(3);
 
@@ -60,6 +61,12 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: 
         assert!(Instant::now() < until, "{what}: not within 20 s");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Has a server take no more tasks.
+pub(crate) fn drain(server: &Process) {
+    let id = Pid::from_raw(server.id().unwrap() as i32).unwrap();
+    kill_process(id, Signal::USR1).unwrap();
 }
 
 /// A client that knows nothing of ours: it speaks the protocol line by line.

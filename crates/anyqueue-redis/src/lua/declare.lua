@@ -3,9 +3,12 @@ local version = redis.call('HGET', QUEUE, 'layout')
 if version then
   return {0, version}
 end
-if redis.call('EXISTS', QUEUE) == 0 and ARGV[1] == '0' then
+local was_there = exists()
+if not was_there and ARGV[1] == '0' then
   return redis.error_reply('NOQUEUE there is no such queue')
 end
-local made = 1 - redis.call('EXISTS', QUEUE)
+if was_there then
+  go_on_when_full()
+end
 redis.call('HSET', QUEUE, 'layout', ARGV[2])
-return {made, ARGV[2]}
+return {was_there and 0 or 1, ARGV[2]}

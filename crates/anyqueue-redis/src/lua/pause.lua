@@ -1,4 +1,5 @@
 -- ARGV: for how many milliseconds; -1 is until it is resumed, 0 is resume.
+go_on_when_full()
 local time = tonumber(ARGV[1])
 if time == 0 then
   redis.call('HDEL', QUEUE, 'paused')

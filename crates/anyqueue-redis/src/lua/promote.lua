@@ -13,11 +13,13 @@ end
 local function promote(now)
   local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, STEP)
   if #due > 0 then
+    go_on_when_full()
     line_up(due)
     redis.call('ZREMRANGEBYRANK', DELAYED, 0, #due - 1)
   end
   local ended = redis.call('ZRANGEBYSCORE', RESERVED, '-inf', now, 'LIMIT', 0, STEP)
   if #ended > 0 then
+    go_on_when_full()
     for i = 1, #ended do
       ended[i] = place_of(ended[i])
       count(string.sub(ended[i], 13), 2)

@@ -5,13 +5,14 @@
 -- Answers with milliseconds to wait if there is nothing (-1: nothing will come by itself), else with the present, a text
 -- with the counts of all (20 bytes each) if there are any, and of each task its place and itself.
 local now = milliseconds()
-local state = redis.call('HMGET', QUEUE, 'paused', 'bell')
+local state = redis.call('HMGET', QUEUE, 'paused', 'bell', 'large')
 
 local NOTHING, HEAD = string.rep('\0', 20), 34
 
 -- Leaves word that somebody waits, and wants to be rung for what comes before `bell`.
 local function wait_until(moment, bell)
   if state[2] ~= bell then
+    go_on_when_full()
     redis.call('HSET', QUEUE, 'bell', bell)
   end
   moment = tonumber(moment)
@@ -42,9 +43,12 @@ local function take(places)
   end
 end
 
-local left, budget = tonumber(ARGV[1]), tonumber(ARGV[2])
-local places = first(1)
+local most, budget = tonumber(ARGV[1]), tonumber(ARGV[2])
+local places = first(most)
 if #places == 0 then
+  if state[3] and redis.call('HLEN', TASKS) == 0 then
+    redis.call('HDEL', QUEUE, 'large')
+  end
   local next = NEVER
   for _, key in ipairs({DELAYED, RESERVED}) do
     local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
@@ -54,46 +58,44 @@ if #places == 0 then
   return wait_until(next, next)
 end
 
--- A few at first, as many as fit if all are as large as this one: how large they are is known only afterwards.
-local size = redis.call('HSTRLEN', TASKS, string.sub(places[1], 13))
-local few = math.max(math.min(left, 16, math.floor(budget / math.max(size, 1))), 1)
-if few > 1 then
-  places = first(few)
+local ids = {}
+for i = 1, #places do
+  ids[i] = string.sub(places[i], 13)
 end
-
-local claim = PADDING .. ARGV[5]
-local counted = redis.call('EXISTS', COUNTS) == 1
-local answer, leases, ends, soonest, losses = {now, ''}, {}, {}, NEVER, {}
-local bytes, taken, unpacked, sub = 0, 0, struct.unpack, string.sub
-while #places > 0 do
-  take(places)
-  local ids = {}
-  for i = 1, #places do
-    ids[i] = sub(places[i], 13)
-  end
-  local tasks = redis.call('HMGET', TASKS, unpack(ids))
-  local counts = counted and redis.call('HMGET', COUNTS, unpack(ids))
-  for i = 1, #places do
-    local task, at = tasks[i], places[i]
-    -- A damaged one is left where only an operator finds it.
-    if task and #task >= HEAD then
-      local ttr = unpacked('>I4', task, 25)
-      if not ends[ttr] then
-        soonest = math.min(soonest, now + ttr)
-        ends[ttr] = string.format('%.0f', now + ttr)
-      end
-      leases[2 * taken + 1], leases[2 * taken + 2] = ends[ttr], claim .. at
-      answer[2 * taken + 3], answer[2 * taken + 4] = at, task
-      bytes, taken = bytes + #task, taken + 1
-      if counts then
-        losses[taken] = counts[i] or NOTHING
-      end
+-- How large they are must be known before they are read: as long as none was large, as many as these fit in any case.
+if state[3] or most * SMALL > budget then
+  local bytes = redis.call('HSTRLEN', TASKS, ids[1])
+  for i = 2, #places do
+    bytes = bytes + redis.call('HSTRLEN', TASKS, ids[i])
+    if bytes > budget then
+      places, ids = {unpack(places, 1, i - 1)}, {unpack(ids, 1, i - 1)}
+      break
     end
   end
-  left = left - #places
-  local room = taken > 0 and math.floor((budget - bytes) * taken / bytes) or left
-  local more = math.min(left, room)
-  places = more > 0 and first(more) or {}
+end
+take(places)
+
+local claim = PADDING .. ARGV[5]
+local tasks = redis.call('HMGET', TASKS, unpack(ids))
+local counts = redis.call('EXISTS', COUNTS) == 1 and redis.call('HMGET', COUNTS, unpack(ids))
+local answer, leases, ends, soonest, losses = {now, ''}, {}, {}, NEVER, {}
+local taken, unpacked = 0, struct.unpack
+for i = 1, #places do
+  local task, at = tasks[i], places[i]
+  -- A damaged one is left where only an operator finds it.
+  if task and #task >= HEAD then
+    local ttr = unpacked('>I4', task, 25)
+    if not ends[ttr] then
+      soonest = math.min(soonest, now + ttr)
+      ends[ttr] = string.format('%.0f', now + ttr)
+    end
+    leases[2 * taken + 1], leases[2 * taken + 2] = ends[ttr], claim .. at
+    answer[2 * taken + 3], answer[2 * taken + 4] = at, task
+    taken = taken + 1
+    if counts then
+      losses[taken] = counts[i] or NOTHING
+    end
+  end
 end
 if taken > 0 then
   redis.call('ZADD', RESERVED, unpack(leases))

@@ -5,7 +5,7 @@
 --   stamp  number of the batch (6 bytes), when it was put (6), when it was sent first (6), both in milliseconds
 --   rest   its place in the batch (2), priority (4), ttr (4), delay (6), both in milliseconds, and the body
 -- In the sorted sets it is `priority batch place-in-batch id`: with equal scores the order of bytes is the order of tasks.
-if ARGV[1] == '0' and redis.call('EXISTS', QUEUE) == 0 then
+if ARGV[1] == '0' and not exists() then
   return redis.error_reply('NOQUEUE there is no such queue')
 end
 local now = milliseconds()
@@ -26,6 +26,7 @@ if #ARGV == 5 and not some_delayed then
   -- The commonest send of all is spared the tables.
   if redis.call('HSETNX', TASKS, string.sub(ARGV[4], 3), stamp .. ARGV[5]) == 1 then
     redis.call('ZADD', READY, '0', ARGV[3] .. batch .. ARGV[4])
+    mark_if_large(ARGV[5])
     announce(0)
   end
   return 0
@@ -40,13 +41,16 @@ for i = 4, #ARGV, 2 do
 end
 -- Each command costs more than its work: one that takes all is the fastest.
 local known = redis.call('HMGET', TASKS, unpack(ids))
-local tasks, ready, delayed, first = {}, {}, {}, nil
+local tasks, ready, delayed, first, largest = {}, {}, {}, nil, ''
 local t, r, d = 0, 0, 0
 for n = 1, #ids do
   if not known[n] then
     local tail, rest = ARGV[2 * n + 2], ARGV[2 * n + 3]
     tasks[t + 1], tasks[t + 2] = ids[n], stamp .. rest
     t = t + 2
+    if #rest > #largest then
+      largest = rest
+    end
     local at = (same or sub(rest, 3, 6) .. batch) .. tail
     local delay = some_delayed and unpacked('>I6', rest, 11) or 0
     if delay == 0 then
@@ -62,6 +66,7 @@ for n = 1, #ids do
 end
 if t > 0 then
   redis.call('HSET', TASKS, unpack(tasks))
+  mark_if_large(largest)
 end
 if d > 0 then
   redis.call('ZADD', DELAYED, unpack(delayed))

@@ -20,6 +20,7 @@ local function rewrite(id, rest)
   local sent = old and string.sub(old, 13, 18) or struct.pack('>I6', now)
   local value = struct.pack('>I6I6', batch, now) .. sent .. rest
   redis.call('HSET', TASKS, id, value)
+  mark_if_large(rest)
   return place(id, value), batch
 end
 

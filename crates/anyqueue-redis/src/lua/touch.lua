@@ -1,5 +1,6 @@
 -- ARGV: of each lease itself and its TTR in milliseconds. Answers as `done.lua` does.
 local now = milliseconds()
+go_on_when_full()
 local answers, soonest, stale = {}, NEVER, false
 for i = 1, #ARGV, 2 do
   if redis.call('ZSCORE', RESERVED, ARGV[i]) then

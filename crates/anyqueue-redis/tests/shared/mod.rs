@@ -1,6 +1,8 @@
 //! What the tests on a server of their own share.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test program uses a part of it, and fails where something fails")]
 
+pub(crate) mod cluster;
+
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -109,6 +111,16 @@ pub(crate) async fn somebody_waits(server: &dyn Server, queue: &QueueName) {
     let began = Instant::now();
     while !tell::<bool>(&mut operator, &question).await {
         assert!(began.elapsed() < SOON, "nobody waits for {queue}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until one connection is there on which consumers of a queue are rung.
+pub(crate) async fn somebody_listens(server: &dyn Server, queue: &QueueName) {
+    let (mut operator, question) = (operator(server).await, format!("PUBSUB NUMSUB anyqueue:{{{queue}}}"));
+    let began = Instant::now();
+    while tell::<(String, u64)>(&mut operator, &question).await.1 != 1 {
+        assert!(began.elapsed() < SOON, "nobody listens for {queue}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

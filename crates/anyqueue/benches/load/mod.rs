@@ -101,7 +101,7 @@ fn line(what: &str, raw: f64, ours: f64, more: &str) {
     println!("  {what:<24} raw {raw:>9.0}/s   anyqueue {ours:>9.0}/s   ratio {:.2}{more}", ours / raw);
 }
 
-fn median(mut ratios: Vec<f64>) -> f64 {
+pub(crate) fn median(mut ratios: Vec<f64>) -> f64 {
     ratios.sort_unstable_by(f64::total_cmp);
     ratios[ratios.len() / 2]
 }
@@ -166,23 +166,37 @@ async fn drain(queues: &Queues) -> (usize, f64) {
     (count, rate(count, started.elapsed()))
 }
 
-/// From just before the send to the handler's first line, 200 times at about 20 per second.
-pub(crate) async fn latency(what: &str, worker: &Queues, producer: &Queues) {
+/// A clock that all processes share, in microseconds.
+fn now() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}
+
+/// How many tasks are sent to measure a pick-up; the first few warm it up.
+const PICKED: u64 = 205;
+
+/// Sends tasks that say when, about 20 per second.
+pub(crate) async fn send_slowly(producer: &Queues) {
+    let sender = producer.queue("bench").expect("known");
+    for n in 0..PICKED {
+        tokio::time::sleep(Duration::from_millis(30 + (n * 7919) % 40)).await;
+        sender.send(NewTask::new("noop", &now())).await.expect("sends");
+    }
+}
+
+/// From just before each send of `sending` to the handler's first line.
+pub(crate) async fn latency(what: &str, worker: &Queues, sending: impl Future<Output = ()>) {
     let samples = Arc::new(Mutex::new(Vec::new()));
-    let (noted, origin) = (samples.clone(), Instant::now());
+    let noted = samples.clone();
     let handler = Queue::new("bench", ()).worker("noop", move |_, task: Task<u64>| {
-        noted.lock().expect("no panic").push(origin.elapsed().as_micros() as u64 - task.data);
+        noted.lock().expect("no panic").push(now() - task.data);
         async {}
     });
     let runner = Runner::new(worker.clone()).queue(handler).slots(10);
     let handle = runner.handle();
     let run = tokio::spawn(runner.run());
-    let sender = producer.queue("bench").expect("known");
-    for n in 0..205u64 {
-        tokio::time::sleep(Duration::from_millis(30 + (n * 7919) % 40)).await;
-        sender.send(NewTask::new("noop", &(origin.elapsed().as_micros() as u64))).await.expect("sends");
-    }
-    while handle.progress().done < 205 {
+    sending.await;
+    while handle.progress().done < PICKED {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     handle.stop();

@@ -18,7 +18,7 @@ async fn measured(name: &str, server: &Process, raw: &mut impl Raw, tasks: usize
     let (ours, other) = (queues(&broker, "").await, queues(&broker, "").await);
     let used = || server.id().map_or(0.0, load::meter::cpu_of);
     speed(&ours, raw, tasks, used).await;
-    latency("W4 by another connection", &ours, &other).await;
+    latency("W4 by another connection", &ours, load::send_slowly(&other)).await;
 }
 
 async fn start(program: &str, arguments: &[&str]) -> Process {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyqueue::core::Envelope;
 use anyqueue::{NewTask, Queue, QueueName, Queues, Runner, Task};
-use load::{Payload, Raw, SENDERS, SLOTS, counting, latency, meter, payload, rate, speed, wanted};
+use load::{Payload, Raw, SENDERS, SLOTS, counting, latency, median, meter, payload, rate, send_slowly, speed, wanted};
 use tokio::sync::Semaphore;
 
 async fn queues(path: &Path, durability: &str, more: &str) -> Queues {
@@ -78,9 +78,12 @@ async fn measured(tasks: usize) {
 async fn pick_up() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("q.db");
-    let (worker, other) = (queues(&path, "power", "").await, queues(&path, "power", "").await);
-    latency("W4 in process", &worker, &worker).await;
-    latency("W4 by another connection", &worker, &other).await;
+    let worker = queues(&path, "power", "").await;
+    latency("W4 in process", &worker, send_slowly(&worker)).await;
+    let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
+    let mut child = command.arg("send").arg(&path).spawn().expect("starts");
+    let ended = tokio::task::spawn_blocking(move || child.wait());
+    latency("W4 by another process", &worker, async { assert!(ended.await.expect("no panic").expect("ends").success()) }).await;
 }
 
 /// What a worker costs that has nothing to do.
@@ -101,26 +104,39 @@ async fn idle() {
     run.await.expect("no panic").expect("stops");
 }
 
-/// Claims from a file of a million tasks beside claims from one of a thousand.
+/// Claims from a file of a million tasks beside claims from one that has no more than those, by turns.
 async fn backlog(tasks: usize) {
+    const CLAIMED: usize = 20_000;
     let folder = tempfile::tempdir().expect("a folder");
-    let mut rates = Vec::new();
-    for (name, count) in [("few", 20_000), ("many", tasks)] {
-        let queues = queues(&folder.path().join(name), "process", "").await;
-        let queue = QueueName::new("bench").expect("a name");
-        let broker = queues.broker(&queue).await.expect("connected");
-        for first in (0..count).step_by(1000) {
-            let envelope = |id| queues.prepare("bench", NewTask::new("noop", &payload(id))).expect("prepares");
-            let batch: Vec<Envelope> = (first as u64..first as u64 + 1000).map(envelope).collect();
-            assert!(broker.send(&queue, &batch).await.iter().all(Result::is_ok));
-        }
-        let done = Arc::new(AtomicUsize::new(0));
-        let started = Instant::now();
-        let runner = Runner::new(queues.clone()).queue(counting(done.clone())).slots(SLOTS).max_tasks(20_000);
-        runner.run().await.expect("works");
-        rates.push(rate(done.load(Ordering::Relaxed), started.elapsed()));
+    let [few, many] = ["few", "many"].map(|name| folder.path().join(name));
+    let (few, many) = (queues(&few, "process", "").await, queues(&many, "process", "").await);
+    fill(&many, tasks).await;
+    let mut ratios = Vec::new();
+    for _ in 0..3 {
+        fill(&few, CLAIMED).await;
+        let (from_few, from_many) = (claims(&few, CLAIMED).await, claims(&many, CLAIMED).await);
+        println!("  {CLAIMED} tasks of {tasks:>9}    {from_many:.0}/s; of {CLAIMED} {from_few:.0}/s");
+        ratios.push(from_many / from_few);
     }
-    println!("  20,000 tasks of {tasks:>9}    {:.0}/s; of 20,000 {:.0}/s; ratio {:.2}", rates[1], rates[0], rates[1] / rates[0]);
+    println!("  median ratio {:.2}", median(ratios));
+}
+
+async fn fill(queues: &Queues, tasks: usize) {
+    let queue = QueueName::new("bench").expect("a name");
+    let broker = queues.broker(&queue).await.expect("connected");
+    for first in (0..tasks).step_by(1000) {
+        let envelope = |id| queues.prepare("bench", NewTask::new("noop", &payload(id))).expect("prepares");
+        let batch: Vec<Envelope> = (first as u64..first as u64 + 1000).map(envelope).collect();
+        assert!(broker.send(&queue, &batch).await.iter().all(Result::is_ok));
+    }
+}
+
+async fn claims(queues: &Queues, tasks: usize) -> f64 {
+    let done = Arc::new(AtomicUsize::new(0));
+    let started = Instant::now();
+    let runner = Runner::new(queues.clone()).queue(counting(done.clone())).slots(SLOTS).max_tasks(tasks as u64);
+    runner.run().await.expect("works");
+    rate(done.load(Ordering::Relaxed), started.elapsed())
 }
 
 /// The memory of a worker with 10,000 tasks in flight.
@@ -155,8 +171,13 @@ fn main() {
     if arguments.first().is_some_and(|first| first == "raw") {
         return raw_process(&arguments);
     }
-    let tasks = load::tasks(200_000);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
+    if let [mode, path] = arguments.as_slice()
+        && mode == "send"
+    {
+        return runtime.block_on(async { send_slowly(&queues(Path::new(path), "power", "").await).await });
+    }
+    let tasks = load::tasks(200_000);
     runtime.block_on(async {
         if wanted("memory") {
             tokio::spawn(memory()).await.expect("no panic");

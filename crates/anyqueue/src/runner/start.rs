@@ -1,9 +1,9 @@
 //! From a builder to running parts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-use anyqueue_core::{Error, ErrorKind, PriorityRange, QueueName, Result, suggest};
+use anyqueue_core::{Error, ErrorKind, PriorityRange, QueueName, Result};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -104,7 +104,8 @@ fn watched(queues: &Queues, handlers: Vec<Queue>, watch: &Watch) -> Result<(Vec<
         Watch::All => queues.settings().queues.values().filter(|queue| by_name.contains_key(queue.name.as_str())).collect(),
         Watch::Named(names) => names.iter().map(|name| queues.settings().queue(name)).collect::<Result<_>>()?,
     };
-    chosen.dedup_by(|a, b| a.name == b.name);
+    let mut seen = HashSet::new();
+    chosen.retain(|queue| seen.insert(&queue.name));
     if *watch == Watch::All {
         // A strict strategy goes by weight; queues named one by one keep the order they were named in.
         chosen.sort_by_key(|queue| std::cmp::Reverse(queue.weight));
@@ -139,8 +140,10 @@ fn watched(queues: &Queues, handlers: Vec<Queue>, watch: &Watch) -> Result<(Vec<
 }
 
 fn no_worker(name: &QueueName, known: &HashMap<String, Queue>) -> Error {
-    let known: Vec<&str> = known.keys().map(String::as_str).collect();
-    Error::config(format!("queue `{name}` has no worker in this process; those that have one: {}", suggest("", known)))
+    let mut known: Vec<String> = known.keys().map(|name| format!("`{name}`")).collect();
+    known.sort();
+    let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+    Error::config(format!("queue `{name}` has no worker in this process; those that have one: {known}"))
 }
 
 /// Asks every broker that answers whether it can do what the settings want.

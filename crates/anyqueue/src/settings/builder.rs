@@ -164,13 +164,18 @@ fn resolve<'r>(mut root: Table<'r>, reader: &'r Reader<'r>, drivers: Drivers) ->
     let named = root.take("default_broker", value::text);
     let brokers = Brokers::read(root.tables("brokers"), reader, &drivers);
     let default_broker = default_broker(&root, named, &brokers);
-    let base = QueueSettings::new(QueueName::new("default").expect("a constant"), default_broker.clone().unwrap_or_default());
-    let queues = queues(&mut root, base, &brokers);
+    let mut base = QueueSettings::new(QueueName::new("default").expect("a constant"), default_broker.clone().unwrap_or_default());
+    if let Some(mut defaults) = root.table("defaults") {
+        base.read_shared(&mut defaults);
+        defaults.finish();
+    }
+    let queues = queues(&mut root, base.clone(), &brokers);
     let routes = root.table("routes").map(|table| routes(table, &queues)).unwrap_or_default();
     let runner = root.table("runner").map(RunnerSettings::read).unwrap_or_default();
     root.finish();
     let (default_broker, brokers) = (default_broker?, brokers.usable);
-    Some(Settings { brokers, queues, routes, runner, strict, default_broker, file: None, drivers, origins: Origins::default() })
+    let origins = Origins::default();
+    Some(Settings { brokers, queues, routes, runner, strict, default_broker, file: None, base, drivers, origins })
 }
 
 /// The broker of queues that name none: the one that is named so, `default`, or the only one.
@@ -190,11 +195,7 @@ fn default_broker(root: &Table<'_>, named: Option<String>, brokers: &Brokers<'_>
     }
 }
 
-fn queues(root: &mut Table<'_>, mut base: QueueSettings, brokers: &Brokers<'_>) -> BTreeMap<QueueName, QueueSettings> {
-    if let Some(mut defaults) = root.table("defaults") {
-        base.read_shared(&mut defaults);
-        defaults.finish();
-    }
+fn queues(root: &mut Table<'_>, base: QueueSettings, brokers: &Brokers<'_>) -> BTreeMap<QueueName, QueueSettings> {
     let mut queues = BTreeMap::new();
     for (name, table) in root.tables("queues") {
         match QueueName::new(&name) {
@@ -240,6 +241,7 @@ fn only_broker(mut settings: Settings, name_or_url: &str) -> Result<Settings> {
             let driver = *settings.drivers.find(&url.scheme)?;
             let broker = BrokerSettings::at("command-line", url, driver);
             broker.options.check(&driver, false)?;
+            settings.origins.set(["brokers", "command-line", "url"].map(str::to_owned).into(), super::Origin::Flag);
             broker
         }
         None => {

@@ -19,8 +19,7 @@ pub struct Line {
 }
 
 impl Settings {
-    /// Every setting as it holds, with where it came from. Options of drivers show that they are set and not to what,
-    /// since they may be secrets.
+    /// Every setting as it holds, with where it came from. Secrets are not shown.
     pub fn explain(&self) -> Vec<Line> {
         let mut lines = Lines { settings: self, lines: Vec::new() };
         lines.add(&["default_broker"], &self.default_broker);
@@ -60,8 +59,14 @@ impl Lines<'_> {
         self.add(&["brokers", name, "create"], create);
         self.add(&["brokers", name, "timeout"], time::show(broker.timeout));
         self.add(&["brokers", name, "send_timeout"], time::show(broker.send_timeout));
-        for key in broker.options.keys() {
-            self.add(&["brokers", name, key], "(set)");
+        for spec in broker.driver.options {
+            let value = broker.options.shown(spec.key);
+            self.add(&["brokers", name, spec.key], value.as_deref().unwrap_or(spec.default));
+            let Some(line) = self.lines.last_mut().filter(|line| line.origin == Origin::Default && value.is_some()) else {
+                continue;
+            };
+            // It stands in the URL.
+            line.origin = self.settings.origin(&dotted(&["brokers", name, "url"]));
         }
     }
 
@@ -77,10 +82,13 @@ impl Lines<'_> {
         self.add(&["queues", name, "priorities"], &queue.priorities);
         self.policy(&["queues", name], &queue.policy, None);
         for key in queue.options.keys() {
-            self.add(&["queues", name, key], "(set)");
+            self.add(&["queues", name, key], queue.options.shown(key).unwrap_or_default());
         }
         if !queue.elsewhere.is_empty() {
+            let list = self.settings.origin(&dotted(&["queues", name, "workers"]));
             self.add(&["queues", name, "elsewhere"], queue.elsewhere.join(", "));
+            let line = self.lines.last_mut().filter(|line| line.origin == Origin::Default);
+            line.into_iter().for_each(|line| line.origin = list.clone());
         }
         for (task, worker) in &queue.workers {
             let path = ["queues", name, "workers", task];

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyqueue_core::{Error, Result};
+use anyqueue_core::{Error, Result, suggest};
 use config::{Config, ConfigError, Map, Source, Value, ValueKind};
 use toml::de::{DeTable, DeValue};
 
@@ -11,6 +11,9 @@ use super::origin::{Origin, Origins, Path};
 /// The one key of the first level that `config` sees. It splits keys of that level at dots, and those below never, so
 /// that names keep theirs.
 const ROOT: &str = "settings";
+
+/// The tables whose keys are names that the file gives.
+const NAMED: [&str; 2] = ["brokers", "queues"];
 
 /// Merges layers, the later ones winning.
 pub(super) fn merge(layers: impl IntoIterator<Item = Layer>) -> Result<Map<String, Value>> {
@@ -58,12 +61,17 @@ impl Layer {
     }
 
     /// Takes the variables that start with `ANYQUEUE__`. Names meet those of `below` whatever their case; `_` in a
-    /// variable meets `.` and `-` too.
+    /// variable meets `.` and `-` too. A name that meets none is read in lower case if it is all in capitals.
     pub(super) fn environment(variables: &[(String, String)], below: &Layer, origins: &mut Origins) -> Result<Self> {
         let mut layer = Self::default();
         let mut problems = Vec::new();
         for (name, text) in variables {
-            let Some(rest) = name.strip_prefix("ANYQUEUE__") else { continue };
+            let Some(rest) = name.strip_prefix("ANYQUEUE__") else {
+                if name.starts_with("ANYQUEUE_") && name.contains("__") {
+                    problems.push(format!("{name}: a setting starts with ANYQUEUE__, two underscores"));
+                }
+                continue;
+            };
             match below.path_of(rest) {
                 Ok(path) => {
                     origins.set(path.clone(), Origin::Environment(name.as_str().into()));
@@ -89,7 +97,8 @@ impl Layer {
     fn path_of(&self, rest: &str) -> std::result::Result<Path, String> {
         let mut at = Some(&self.0);
         let mut path = Path::new();
-        for part in rest.split("__") {
+        let mut parts = rest.split("__").peekable();
+        while let Some(part) = parts.next() {
             if part.is_empty() {
                 return Err("a part of the name is empty; write it like ANYQUEUE__QUEUES__IMAGES__SLOTS".into());
             }
@@ -97,16 +106,26 @@ impl Layer {
             let mut found = at.into_iter().flat_map(|table| table.keys()).filter(same).cloned().collect::<Vec<_>>();
             found.sort();
             let name = match found.as_slice() {
+                // Beside a file a new name is a typo; without one it is how names are given.
+                [] if path.len() == 1 && NAMED.contains(&path[0].as_str()) && at.is_some_and(|table| !table.is_empty()) => {
+                    let known =
+                        suggest(&part.to_ascii_lowercase(), at.into_iter().flat_map(|table| table.keys()).map(String::as_str));
+                    return Err(format!("the file has nothing called `{part}` in `{}`; {known}", path[0]));
+                }
+                [] if part.chars().any(|c| c.is_ascii_lowercase()) => part.to_owned(),
                 [] => part.to_ascii_lowercase(),
                 [one] => one.clone(),
                 // The exact spelling decides between names that differ in case only.
                 many if many.iter().any(|name| name == part) => part.to_owned(),
                 many => return Err(format!("`{part}` may mean {}; set it in the file", many.join(" or "))),
             };
-            at = at.and_then(|table| table.get(&name)).and_then(|value| match &value.kind {
-                ValueKind::Table(table) => Some(table),
+            at = match at.and_then(|table| table.get(&name)).map(|value| &value.kind) {
+                Some(ValueKind::Table(table)) => Some(table),
+                Some(ValueKind::Array(_)) if parts.peek().is_some() => {
+                    return Err(format!("`{name}` is a list in the file; write a table there, or set the whole list"));
+                }
                 _ => None,
-            });
+            };
             path.push(name);
         }
         Ok(path)
@@ -220,6 +239,11 @@ mod tests {
         assert_eq!(layer.path_of("QUEUES__NEW_ONE__SLOTS").unwrap(), ["queues", "new-one", "slots"]);
         assert_eq!(layer.path_of("RUNNER__SLOTS").unwrap(), ["runner", "slots"]);
         assert_eq!(layer.path_of("QUEUES__a__SLOTS").unwrap(), ["queues", "a", "slots"]);
+        assert_eq!(layer.path_of("BROKERS__queueName__URL").unwrap(), ["brokers", "queueName", "url"]);
+        let typo = layer.path_of("QUEUES__NEW_OEN__SLOTS").unwrap_err();
+        assert!(typo.contains("nothing called `NEW_OEN`") && typo.contains("did you mean `new-one`?"), "{typo}");
+        let list = Layer::file("f", "[queues.a]\nworkers = [\"Do.It\"]\n", &mut Origins::default()).unwrap();
+        assert!(list.path_of("QUEUES__A__WORKERS__DO_IT__TTR").unwrap_err().starts_with("`workers` is a list in the file"));
         let both = Layer::file("f", "[queues.\"a.b\"]\n[queues.a-b]\n", &mut Origins::default()).unwrap();
         assert_eq!(both.path_of("QUEUES__A_B__SLOTS").unwrap_err(), "`A_B` may mean a-b or a.b; set it in the file");
     }

@@ -46,6 +46,8 @@ pub struct Settings {
     pub default_broker: String,
     /// The file that was read, if there was one.
     pub file: Option<String>,
+    /// What `[defaults]` say of a queue that has no table.
+    base: QueueSettings,
     drivers: Drivers,
     origins: Origins,
 }
@@ -82,6 +84,23 @@ impl Settings {
             let known = suggest(name, self.queues.keys().map(QueueName::as_str));
             Error::new(anyqueue_core::ErrorKind::NotFound, format!("no queue `{name}` in the settings; {known}"))
         })
+    }
+
+    /// Makes a handler's queue and the names of its workers known, as tables in the file would.
+    ///
+    /// # Errors
+    /// For a name that no queue can have.
+    pub fn add(&mut self, handler: &crate::Queue) -> Result<()> {
+        let name = QueueName::new(handler.name())?;
+        let broker = self.default_broker.as_str().into();
+        let unset = || QueueSettings { label: name.to_string(), name: name.clone(), broker, ..self.base.clone() };
+        let queue = self.queues.entry(name.clone()).or_insert_with(unset);
+        for task in handler.workers() {
+            let policy = queue.policy.clone();
+            let worker = WorkerSettings { exec: None, priority: None, delay: None, ttr: None, policy };
+            queue.workers.entry(task.to_owned()).or_insert(worker);
+        }
+        Ok(())
     }
 
     /// The queue that a task's name is routed to.

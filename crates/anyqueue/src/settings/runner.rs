@@ -19,7 +19,7 @@ pub struct RunnerSettings {
     pub grace: Duration,
     /// Stop after so many tasks.
     pub max_tasks: Option<u64>,
-    /// Stop after so many looks at the queues in a row that found nothing.
+    /// Stop after so many seconds in a row with nothing to do.
     pub max_idle_cycles: Option<u64>,
     /// Stop after so long.
     pub max_time: Option<Duration>,

@@ -244,9 +244,10 @@ fn the_more_exact_route_is_tried_first() {
 }
 
 /// Servers and their samples.
-const OWN: [(&str, &str); 2] = [
+const OWN: [(&str, &str); 3] = [
     ("beanstalkd", include_str!("../../../../config/queue.beanstalkd.toml")),
     ("redis", include_str!("../../../../config/queue.redis.toml")),
+    ("rabbitmq", include_str!("../../../../config/queue.rabbitmq.toml")),
 ];
 
 #[test]
@@ -297,6 +298,26 @@ fn what_holds_is_explained_with_its_origin() {
     assert_eq!(line("queues.a.workers.w.max_attempts").unwrap(), "2 (queue.toml:7)");
     assert_eq!(line("queues.a.workers.w.lease"), None);
     assert_eq!(line("runner.slots").unwrap(), "10 (default)");
+    assert_eq!(line("brokers.default.max_payload").unwrap(), "none (default)");
+    let settings = load("[brokers.default]\nurl = \"memory:?max_payload=7\"\n[queues.a]\nworkers = [\"Do.It\"]\n");
+    let lines = settings.explain();
+    let line = |key: &str| lines.iter().find(|line| line.key == key).map(|line| format!("{} ({})", line.value, line.origin));
+    assert_eq!(line("brokers.default.max_payload").unwrap(), "7 (queue.toml:2)");
+    assert_eq!(line("queues.a.elsewhere").unwrap(), "Do.It (queue.toml:4)");
+    let lines = text("").broker("memory:").load().unwrap().explain();
+    assert!(lines.iter().any(|line| line.key == "brokers.command-line.url" && line.origin == Origin::Flag), "{lines:?}");
+}
+
+#[test]
+fn a_variable_that_is_spelt_wrong_is_an_error() {
+    let with = |name: &'static str| Settings::builder().text("queue.toml", "[queues.images]\n").environment([(name, "5m")]);
+    let wrong = |name| problems(with(name).load()).join(" ");
+    assert!(wrong("ANYQUEUE__QUEUES__IMAEGS__TTR").contains("did you mean `images`?"));
+    assert!(wrong("ANYQUEUE_QUEUES__IMAGES__TTR").contains("two underscores"));
+    with("ANYQUEUE__QUEUES__IMAGES__TTR").load().unwrap();
+    with("ANYQUEUE_ID").load().unwrap();
+    let named = Settings::builder().text("queue.toml", "").environment([("ANYQUEUE__QUEUES__queueName__TTR", "5m")]).load();
+    assert_eq!(named.unwrap().queues.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["queueName"]);
 }
 
 #[test]
@@ -313,7 +334,7 @@ fn a_driver_of_ones_own_brings_its_scheme_and_its_options() {
     let settings = text(file).drivers(Drivers::enabled().with(&mine)).load().unwrap();
     assert_eq!(settings.brokers["default"].options.number("speed").unwrap(), Some(3), "the table wins over the URL");
     assert_eq!(settings.queue("a").unwrap().options.number("speed").unwrap(), Some(4));
-    assert!(settings.explain().iter().any(|line| line.key == "queues.a.speed" && line.value == "(set)"));
+    assert!(settings.explain().iter().any(|line| line.key == "queues.a.speed" && line.value == "4"));
 }
 
 #[test]
