@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyqueue_core::{
-    Admin, Defaults, Error, ErrorKind, Figure, Incoming, Page, Paused, Peeked, QueueName, Result, State, Stats, TaskId,
-    TaskInfo, Which, async_trait,
+    Admin, Defaults, Error, ErrorKind, Figure, Incoming, Page, Paused, Peeked, QueueName, Result, State, Stats, TaskId, TaskInfo,
+    Which, async_trait,
 };
 use lapin::options::QueuePurgeOptions;
 use lapin::types::ShortString;

@@ -25,7 +25,10 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     priority_ranges: Support::Emulated((), "a range takes whole bands; one that ends inside a band is refused"),
     delay: Support::Emulated(Bounds { max: MAX_DELAY, step: SECOND }, DELAYS),
     ttr: Support::Emulated(Bounds { max: DEFAULT_TTR, step: Duration::from_millis(1) }, LEASES),
-    touch: Support::Emulated(Some(DEFAULT_TTR), "the worker's own clock; the server's `consumer_timeout`, less two minutes, is the end"),
+    touch: Support::Emulated(
+        Some(DEFAULT_TTR),
+        "the worker's own clock; the server's `consumer_timeout`, less two minutes, is the end",
+    ),
     retry: Support::Emulated((), "a copy is confirmed and then the task acknowledged: a crash in between makes a duplicate"),
     release: Support::Emulated((), "a copy is confirmed and then the task acknowledged: it goes behind those that wait"),
     hold: Support::Emulated((), "held tasks are in the queue `<queue>;held`; a crash while one moves there makes a duplicate"),
@@ -72,7 +75,11 @@ pub(crate) fn of(config: &Config, style: &Style) -> Capabilities {
         touch: Support::Emulated(Some(style.max_ttr), CAPABILITIES.touch.caveat().unwrap_or_default()),
         delay: Support::Emulated(
             CAPABILITIES.delay.limits(),
-            if classic { "a ladder of classic queues; a server that dies while a task changes rungs may lose it" } else { DELAYS },
+            if classic {
+                "a ladder of classic queues; a server that dies while a task changes rungs may lose it"
+            } else {
+                DELAYS
+            },
         ),
         deaths: match classic {
             true => Support::Emulated((), "a classic queue does not count; a task that was looked at is taken for unharmed"),

@@ -27,7 +27,12 @@ const fn option(key: &'static str, default: &'static str, help: &'static str, pe
 /// The options that the driver knows.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
     option("type", "quorum", "the type of queues: `quorum` or `classic`", true),
-    option("bands", "0,512,1024,2048", "the last priority of each band; a queue each, one more for the rest; `none`: one for all", true),
+    option(
+        "bands",
+        "0,512,1024,2048",
+        "the last priority of each band; a queue each, one more for the rest; `none`: one for all",
+        true,
+    ),
     option("consumer_timeout", "30m", "the server's `consumer_timeout`; a task may be reserved for two minutes less", true),
     option("max_payload", "16777216", "the largest body, in bytes", false),
     option("liveness", "8s", "a dead connection is noticed within twice this; heartbeats are sent accordingly", false),
@@ -107,14 +112,16 @@ impl Config {
         let port = if secure { 5671 } else { 5672 };
         let liveness = given.duration("liveness")?.unwrap_or(LIVENESS);
         if !(Duration::from_secs(2)..=Duration::from_secs(600)).contains(&liveness) {
-            let text = format!("option `liveness` is {}; it takes 2s to 10m: heartbeats go by whole seconds", time::show(liveness));
+            let text =
+                format!("option `liveness` is {}; it takes 2s to 10m: heartbeats go by whole seconds", time::show(liveness));
             return Err(Error::config(text));
         }
         let max_payload = given.number("max_payload")?.unwrap_or(MAX_PAYLOAD);
         if !(1..=MOST_PAYLOAD).contains(&max_payload) {
             return Err(Error::config(format!("option `max_payload` is {max_payload}; it takes 1 to {MOST_PAYLOAD} bytes")));
         }
-        let standard = Style { kind: Kind::Quorum, levels: Levels::Bands(priority::FIVE_BANDS), max_ttr: max_ttr(CONSUMER_TIMEOUT) };
+        let standard =
+            Style { kind: Kind::Quorum, levels: Levels::Bands(priority::FIVE_BANDS), max_ttr: max_ttr(CONSUMER_TIMEOUT) };
         let style = standard.with(given)?;
         let of_queue = |(queue, own): (&QueueName, &Options)| style.with(own).map(|style| (queue.clone(), style));
         Ok(Self {
@@ -171,7 +178,10 @@ static BANDS: Mutex<Vec<&'static [u32]>> = Mutex::new(Vec::new());
 fn bands(given: &Options) -> Result<Option<Levels>> {
     let Some(list) = given.list("bands")? else { return Ok(None) };
     let bad = || {
-        let text = format!("option `bands` is `{}`; it takes up to 8 rising priorities, the last of each band, or `none`", list.join(","));
+        let text = format!(
+            "option `bands` is `{}`; it takes up to 8 rising priorities, the last of each band, or `none`",
+            list.join(",")
+        );
         Error::config(text)
     };
     let mut ends = match list.as_slice() {
@@ -197,13 +207,16 @@ fn tls(secure: bool, given: &Options) -> Result<Option<Tls>> {
     let path = |key| given.text(key).map(|text| text.map(PathBuf::from));
     let (ca, certificate, key) = (path("tls_ca")?, path("tls_certificate")?, path("tls_key")?);
     if !secure {
-        return match [("tls_ca", &ca), ("tls_certificate", &certificate), ("tls_key", &key)].iter().find(|(_, set)| set.is_some()) {
+        return match [("tls_ca", &ca), ("tls_certificate", &certificate), ("tls_key", &key)].iter().find(|(_, set)| set.is_some())
+        {
             Some((option, _)) => Err(Error::config(format!("option `{option}` is for `amqps:` addresses; this one is `amqp:`"))),
             None => Ok(None),
         };
     }
     if cfg!(not(feature = "tls")) {
-        return Err(Error::config("`amqps:` needs the feature `tls` of anyqueue-rabbitmq, and this program was built without it"));
+        return Err(Error::config(
+            "`amqps:` needs the feature `tls` of anyqueue-rabbitmq, and this program was built without it",
+        ));
     }
     match (certificate, key) {
         (Some(certificate), Some(key)) => Ok(Some(Tls { ca, own: Some((certificate, key)) })),
@@ -232,7 +245,10 @@ mod tests {
         assert_eq!(config.style.max_ttr, Duration::from_secs(2 * 3600 - 120));
         assert!(!format!("{config:?}").contains("s3cret"));
         let plain = read("amqp://h").unwrap();
-        assert_eq!((plain.vhost.as_str(), plain.user.as_str(), plain.style.max_ttr), ("/", "guest", Duration::from_secs(28 * 60)));
+        assert_eq!(
+            (plain.vhost.as_str(), plain.user.as_str(), plain.style.max_ttr),
+            ("/", "guest", Duration::from_secs(28 * 60))
+        );
     }
 
     #[test]

@@ -20,7 +20,9 @@ pub(crate) async fn findings(shared: &Shared) -> Result<Vec<Finding>> {
     let limit = time::show(config.style.max_ttr);
     let text = "the server does not tell its `consumer_timeout`; as the option of that name is set, a task may be reserved for";
     found(Severity::Note, format!("{text} {limit} in all, `time_limit` included"));
-    for (what, style) in [(None, &config.style)].into_iter().chain(config.queues.iter().map(|(queue, style)| (Some(queue), style))) {
+    for (what, style) in
+        [(None, &config.style)].into_iter().chain(config.queues.iter().map(|(queue, style)| (Some(queue), style)))
+    {
         if style.kind == Kind::Classic {
             let of = what.map_or_else(|| "queues are".into(), |queue| format!("queue `{queue}` is"));
             let text = "a server that dies while a delayed task changes rungs may lose it; `type = \"quorum\"` does not";

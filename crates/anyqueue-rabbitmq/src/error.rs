@@ -70,7 +70,8 @@ pub(crate) fn closed() -> Error {
 
 /// The error of a queue that is not there, under settings that let nobody make it.
 pub(crate) fn missing(queue: &str) -> Error {
-    let text = format!("there is no queue `{queue}`, or a part of it is missing, and `create` is \"never\"; run `queue-runner init`");
+    let text =
+        format!("there is no queue `{queue}`, or a part of it is missing, and `create` is \"never\"; run `queue-runner init`");
     Error::new(ErrorKind::NotFound, text)
 }
 
@@ -87,7 +88,9 @@ mod tests {
 
     #[test]
     fn codes_become_kinds_with_what_to_do_next() {
-        for (code, kind) in [(320, ErrorKind::Unavailable), (403, ErrorKind::Denied), (404, ErrorKind::NotFound), (405, ErrorKind::Busy)] {
+        for (code, kind) in
+            [(320, ErrorKind::Unavailable), (403, ErrorKind::Denied), (404, ErrorKind::NotFound), (405, ErrorKind::Busy)]
+        {
             let error = of(code);
             assert_eq!(error.kind(), kind, "{error}");
             assert!(anyqueue_core::chain(&error).contains("TEXT"));

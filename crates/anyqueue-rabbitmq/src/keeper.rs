@@ -273,7 +273,8 @@ impl Keeper {
             loop {
                 let name = &self.layout.bands[band];
                 let count = self.shared.count(&channel, name).await?;
-                let count = count.ok_or_else(|| Error::new(ErrorKind::NotFound, "the queue was deleted").with("server_queue", name))?;
+                let count =
+                    count.ok_or_else(|| Error::new(ErrorKind::NotFound, "the queue was deleted").with("server_queue", name))?;
                 // What the server had sent before it answers this is here afterwards.
                 self.line.barrier(&self.shared, &channel).await?;
                 self.take_in().await?;

@@ -71,7 +71,9 @@ impl Link {
     /// A channel of its own.
     pub(crate) async fn channel(&self) -> Result<Channel> {
         let connection = self.live().await?;
-        self.call("channel.open", connection.create_channel()).await.map_err(|e| Error::new(e.kind(), e.message().to_owned()).because(chain(&e)))
+        self.call("channel.open", connection.create_channel())
+            .await
+            .map_err(|e| Error::new(e.kind(), e.message().to_owned()).because(chain(&e)))
     }
 
     /// Whether there is a connection now.
@@ -131,7 +133,9 @@ pub(crate) async fn greet(config: &Config) -> Result<Option<Version>> {
         match timeout(config.timeout, greeted).await {
             Ok(Ok(version)) => return Ok(version),
             Ok(Err(e)) => last = Some(e.with("server", format!("{host}:{port}"))),
-            Err(_) => last = Some(Error::unavailable("the server cannot be reached in time").with("server", format!("{host}:{port}"))),
+            Err(_) => {
+                last = Some(Error::unavailable("the server cannot be reached in time").with("server", format!("{host}:{port}")))
+            }
         }
     }
     Err(last.unwrap_or_else(|| Error::unavailable("there is no server to connect to")))
@@ -140,7 +144,9 @@ pub(crate) async fn greet(config: &Config) -> Result<Option<Version>> {
 /// Why a connection could not be made. A server that does not let us in is no reason to wait.
 fn refused(e: lapin::Error) -> Error {
     match (error::code(&e), e.kind()) {
-        (Some(error::DENIED), _) => Error::new(ErrorKind::Denied, "the server does not know this user and password").because(error::said(&e)),
+        (Some(error::DENIED), _) => {
+            Error::new(ErrorKind::Denied, "the server does not know this user and password").because(error::said(&e))
+        }
         (None, lapin::ErrorKind::InvalidConnectionState(ConnectionState::Closed)) => {
             Error::unavailable("the server closed the connection while it was made").because(e)
         }

@@ -114,10 +114,13 @@ async fn confirmed(confirm: PublisherConfirm, until: Instant) -> Result<()> {
         Ok(Ok(Confirmation::Ack(Some(_)))) => {
             Err(Error::new(ErrorKind::NotFound, "the server has no queue for it and gave the task back; run `queue-runner init`"))
         }
-        Ok(Ok(Confirmation::Nack(_))) => {
-            Err(Error::new(ErrorKind::Full, "the server refused the task: its queue is full, or has lost too many of its members"))
+        Ok(Ok(Confirmation::Nack(_))) => Err(Error::new(
+            ErrorKind::Full,
+            "the server refused the task: its queue is full, or has lost too many of its members",
+        )),
+        Ok(Ok(Confirmation::NotRequested)) => {
+            Err(Error::new(ErrorKind::Protocol, "the server confirms nothing").effect_unknown())
         }
-        Ok(Ok(Confirmation::NotRequested)) => Err(Error::new(ErrorKind::Protocol, "the server confirms nothing").effect_unknown()),
         Ok(Err(e)) => Err(error::lost(e)),
         Err(_) => Err(error::late("basic.publish")),
     }

@@ -6,9 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{
-    Envelope, Error, ErrorKind, Moment, Receipt, Result, Settlement, Settler, Touch, async_trait,
-};
+use anyqueue_core::{Envelope, Error, ErrorKind, Moment, Receipt, Result, Settlement, Settler, Touch, async_trait};
 use lapin::Channel;
 use lapin::types::ShortString;
 
@@ -162,9 +160,10 @@ impl RabbitSettler {
 
     fn extend(&self, touch: &Touch, now: Moment) -> Result<Duration> {
         let mut state = self.line.state();
-        let here = state.session.as_ref().is_some_and(|session| {
-            session.epoch == touch.receipt.epoch && session.channel.status().connected()
-        });
+        let here = state
+            .session
+            .as_ref()
+            .is_some_and(|session| session.epoch == touch.receipt.epoch && session.channel.status().connected());
         let lease = state.leases.get_mut(&touch.receipt.tag).filter(|lease| here && now < lease.deadline);
         let lease = lease.ok_or_else(Error::lease_lost)?;
         let (limit, end) = (self.line.max_ttr, lease.fetched + self.line.max_ttr);

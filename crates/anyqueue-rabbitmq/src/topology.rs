@@ -168,10 +168,10 @@ fn drift(name: &ShortString, said: &str) -> Drift {
     let value = |mark: &str| {
         let rest = said.split_once(mark)?.1.trim_start_matches("the value ");
         let rest = rest.trim_start();
-        let text = rest.strip_prefix('\'').and_then(|rest| rest.split_once('\'')).map_or_else(
-            || rest.split_whitespace().next().unwrap_or("unknown"),
-            |(text, _)| text,
-        );
+        let text = rest
+            .strip_prefix('\'')
+            .and_then(|rest| rest.split_once('\''))
+            .map_or_else(|| rest.split_whitespace().next().unwrap_or("unknown"), |(text, _)| text);
         Some(text.to_owned())
     };
     Drift {
@@ -190,8 +190,12 @@ mod tests {
         let said = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received the value 'quorum' \
                     of type 'longstr' but current is the value 'classic' of type 'longstr'";
         let found = drift(&"q".into(), said);
-        assert_eq!((found.what.as_str(), found.wanted.as_str(), found.found.as_str()), ("x-queue-type of q", "quorum", "classic"));
-        let said = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'";
+        assert_eq!(
+            (found.what.as_str(), found.wanted.as_str(), found.found.as_str()),
+            ("x-queue-type of q", "quorum", "classic")
+        );
+        let said =
+            "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'";
         let found = drift(&"q".into(), said);
         assert_eq!((found.wanted.as_str(), found.found.as_str()), ("true", "false"));
         let said = "x 'x-message-ttl' for queue 'q': received none but current is the value '5' of type 'signedint'";

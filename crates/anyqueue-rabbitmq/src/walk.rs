@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use anyqueue_core::{Error, ErrorKind, Result};
 use futures::StreamExt;
-use lapin::{Channel, Consumer};
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
     QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, Consumer};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout};
 

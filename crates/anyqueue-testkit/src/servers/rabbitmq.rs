@@ -13,7 +13,7 @@ use crate::server::{Launch, Process, Ready, Server};
 pub struct Node {
     node: Process,
     /// Ends after the node.
-    _epmd: Process,
+    epmd: Process,
 }
 
 /// Where the server's scripts are: the ones on the path become another user.
@@ -35,6 +35,7 @@ pub async fn start<T: AsRef<str>>(settings: impl IntoIterator<Item = T>) -> Resu
         conf.push('\n');
     }
     let distribution = free_port()?.to_string();
+    let port_of_epmd = epmd.address().port().to_string();
     let mut launch = Launch::new("sh").args(["-c", PREPARE, "sh", &conf]).ready(Ready::Output("Server startup complete".into()));
     for (name, value) in [
         ("HOME", "{dir}/home"),
@@ -52,7 +53,7 @@ pub async fn start<T: AsRef<str>>(settings: impl IntoIterator<Item = T>) -> Resu
         ("RABBITMQ_PID_FILE", "{dir}/pid"),
         ("RABBITMQ_GENERATED_CONFIG_DIR", "{dir}/conf"),
         ("RABBITMQ_FEATURE_FLAGS_FILE", "{dir}/feature_flags"),
-        ("ERL_EPMD_PORT", &epmd.address().port().to_string()),
+        ("ERL_EPMD_PORT", &port_of_epmd),
         ("ERL_EPMD_ADDRESS", "127.0.0.1"),
         ("ERL_CRASH_DUMP", "/dev/null"),
         ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}"),
@@ -61,7 +62,7 @@ pub async fn start<T: AsRef<str>>(settings: impl IntoIterator<Item = T>) -> Resu
     ] {
         launch = launch.env(name, value);
     }
-    Ok(Node { node: Process::start(launch).await?, _epmd: epmd })
+    Ok(Node { node: Process::start(launch).await?, epmd })
 }
 
 /// Makes the node's folders at its first start, then becomes the node.
@@ -75,6 +76,25 @@ impl Node {
     /// Its folder, which it keeps through restarts.
     pub fn folder(&self) -> PathBuf {
         self.node.folder().to_owned()
+    }
+
+    /// Runs `rabbitmqctl` with these arguments on this node.
+    ///
+    /// # Errors
+    /// What it said, if it failed.
+    pub async fn control(&self, arguments: &[&str]) -> Result<String, BoxError> {
+        let name = format!("anyqueue{}@localhost", self.address().port());
+        let run = tokio::process::Command::new(format!("{SCRIPTS}/rabbitmqctl"))
+            .args(["--node", &name])
+            .args(arguments)
+            .env("HOME", self.folder().join("home"))
+            .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
+            .env("ERL_EPMD_PORT", self.epmd.address().port().to_string())
+            .stdin(std::process::Stdio::null())
+            .output()
+            .await?;
+        let said = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
+        if run.status.success() { Ok(said) } else { Err(said.into()) }
     }
 
     /// What it has written since its last start.
