@@ -135,6 +135,12 @@ impl Keeper {
     fn lose(&mut self) {
         self.feeds.clear();
         self.tags.clear();
+        let session = self.line.state().session.take();
+        if let Some(session) = session.filter(|session| session.channel.status().connected()) {
+            // The server takes back at once what the channel holds.
+            let closing = async move { drop(session.channel.close(200, "a request failed".into()).await) };
+            self.shared.runtime.spawn(closing);
+        }
         self.line.state().lose_session();
         self.line.bell.notify_one();
     }

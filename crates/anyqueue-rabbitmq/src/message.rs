@@ -59,7 +59,7 @@ impl Message {
         let headers = properties.headers().as_ref();
         let number = |key: &str| headers.and_then(|headers| headers.inner().get(key)).and_then(whole);
         let count = number("x-delivery-count");
-        let sent = properties.timestamp().map(|seconds| Duration::from_secs(seconds));
+        let sent = properties.timestamp().map(Duration::from_secs);
         let now_since = Duration::from_millis(unix_millis(now));
         Self {
             tag: delivery.delivery_tag,
