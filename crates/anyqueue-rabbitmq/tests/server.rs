@@ -1,5 +1,7 @@
 //! What the suite does not ask: other clients' tasks, drift, deleted queues, alarms, rights, the most urgent first.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
