@@ -2,5 +2,6 @@
 
 pub mod beanstalkd;
 pub mod gearmand;
+pub mod rabbitmq;
 pub mod redis;
 pub mod sqs;

@@ -28,6 +28,10 @@ const OPTIONAL: &[(&str, &[&str], Option<&Driver>)] = &[
     ("gearman", anyqueue_gearman::DRIVER.schemes, Some(&anyqueue_gearman::DRIVER)),
     #[cfg(not(feature = "gearman"))]
     ("gearman", &["gearman", "gearmand"], None),
+    #[cfg(feature = "rabbitmq")]
+    ("rabbitmq", anyqueue_rabbitmq::DRIVER.schemes, Some(&anyqueue_rabbitmq::DRIVER)),
+    #[cfg(not(feature = "rabbitmq"))]
+    ("rabbitmq", &["amqp", "amqps", "rabbitmq"], None),
 ];
 
 /// The drivers that brokers are chosen from.

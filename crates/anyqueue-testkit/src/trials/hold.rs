@@ -51,7 +51,7 @@ pub(super) async fn held(admin: &dyn Admin, queue: &QueueName, limit: usize) -> 
 
 /// Held tasks are listed with their reason, not delivered, kicked by id and deleted by id.
 pub(super) async fn c11_hold_list_kick_delete(rig: &Rig) -> Outcome {
-    let (broker, queue, _) = rig.open("hold").await?;
+    let (broker, queue, capabilities) = rig.open("hold").await?;
     let admin = broker.admin();
     let tasks: Vec<_> = (0..4).map(|n| Sample::new(n).ttr(MIN_TTR).priority(600).envelope()).collect();
     send(&*broker, &queue, &tasks).await?;
@@ -71,7 +71,10 @@ pub(super) async fn c11_hold_list_kick_delete(rig: &Rig) -> Outcome {
     done(&*consumer.settler(), &[kicked]).await?;
     let answers = admin.delete(&queue, &[ids[0], ids[2]]).await;
     let kinds: Vec<_> = answers.into_iter().map(|answer| answer.map_err(|e| e.kind())).collect();
-    assert_eq!(kinds, [Ok(()), Err(ErrorKind::NotFound)], "one is held, the other is done");
+    // Without a way to find waiting tasks, nobody can tell one that is done from one that waits.
+    let blind = !capabilities.delete_waiting.works();
+    assert_eq!(kinds[0], Ok(()), "one is held");
+    assert!(kinds[1] == Err(ErrorKind::NotFound) || blind && kinds[1] == Err(ErrorKind::Unsupported), "one is done: {kinds:?}");
     let left: Vec<_> = held(admin, &queue, 10).await?.iter().map(|task| read(task, &queue).id).collect();
     assert_eq!(left, [ids[1], ids[3]]);
     passed()

@@ -244,11 +244,13 @@ fn the_more_exact_route_is_tried_first() {
 }
 
 /// Servers and their samples.
-const OWN: [(&str, &str); 4] = [
+const OWN: [(&str, &str); 5] = [
     ("beanstalkd", include_str!("../../../../config/queue.beanstalkd.toml")),
     ("redis", include_str!("../../../../config/queue.redis.toml")),
     ("sqs", include_str!("../../../../config/queue.sqs.toml")),
     ("gearman", include_str!("../../../../config/queue.gearman.toml")),
+const OWN: [(&str, &str); 5] = [
+    ("rabbitmq", include_str!("../../../../config/queue.rabbitmq.toml")),
 ];
 
 #[test]

@@ -1,0 +1,150 @@
+//! Reserving: who waits takes from what the line's keeper has fetched.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyqueue_core::{ConsumeOptions, Consumer, Delivery, Result, Settler, async_trait};
+
+use crate::error::closed;
+use crate::keeper::Keeper;
+use crate::layout::Layout;
+use crate::line::Line;
+use crate::settle::RabbitSettler;
+use crate::shared::Shared;
+
+/// Takes tasks from one queue. All I/O is the keeper's, so that a dropped `reserve` loses nothing.
+#[derive(Debug)]
+pub(crate) struct RabbitConsumer {
+    shared: Arc<Shared>,
+    layout: Arc<Layout>,
+    line: Arc<Line>,
+}
+
+impl RabbitConsumer {
+    pub(crate) fn new(shared: Arc<Shared>, layout: Arc<Layout>, options: &ConsumeOptions) -> Self {
+        let max_ttr = layout.style.max_ttr;
+        let line = Line::new(layout.queue.clone(), layout.bands.len(), options.prefetch, options.ttr, max_ttr);
+        let line = Arc::new(line);
+        shared.add_line(&line);
+        let keeper = Keeper::new(shared.clone(), layout.clone(), line.clone(), &options.priorities);
+        shared.runtime.spawn(keeper.run());
+        Self { shared, layout, line }
+    }
+
+    async fn reserve_some(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>> {
+        let (line, clock) = (&self.line, &self.shared.clock);
+        let until = clock.now() + wait;
+        let waiting = Waiting::begin(&self.shared, line, max);
+        loop {
+            self.shared.check()?;
+            let rung = line.bell.notified();
+            let now = clock.now();
+            let taken = line.take(max, now);
+            if !taken.is_empty() {
+                return Ok(taken);
+            }
+            let looked = {
+                let mut state = line.state();
+                if let Some(fault) = state.fault.take() {
+                    return Err(fault);
+                }
+                state.looked
+            };
+            if now >= until && looked {
+                return Ok(taken);
+            }
+            line.wake.notify_one();
+            tokio::select! {
+                () = rung => {}
+                () = clock.sleep_until(until), if now < until => {}
+            }
+            waiting.renew();
+        }
+    }
+}
+
+/// A reserve under way. However it ends, nothing is fetched for it any more a moment later.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    line: &'a Line,
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(shared: &'a Shared, line: &'a Line, max: usize) -> Self {
+        let mut state = line.state();
+        state.demand = max.min(line.prefetch);
+        state.waiting += 1;
+        // What went wrong before somebody asked is tried again.
+        state.fault = None;
+        drop(state);
+        Self { shared, line }
+    }
+
+    fn renew(&self) {
+        self.line.state().asked = self.shared.clock.now();
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.line.state();
+        state.waiting -= 1;
+        state.asked = self.shared.clock.now();
+    }
+}
+
+#[async_trait]
+impl Consumer for RabbitConsumer {
+    async fn reserve(&mut self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
+        self.reserve_some(max.get(), wait).await.map_err(|e| e.during("reserve").with("queue", &self.line.queue))
+    }
+
+    fn settler(&self) -> Arc<dyn Settler> {
+        Arc::new(RabbitSettler::new(self.shared.clone(), self.layout.clone(), self.line.clone()))
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        self.line.state().left = true;
+        self.line.flushed(&self.shared).await;
+        Ok(())
+    }
+}
+
+impl Drop for RabbitConsumer {
+    fn drop(&mut self) {
+        self.line.state().left = true;
+        self.line.wake.notify_one();
+    }
+}
+
+impl Line {
+    /// Waits until everything that was fetched and not handed out is back at the server. A server that is away has it anyway.
+    pub(crate) async fn flushed(&self, shared: &Shared) {
+        let give_up = shared.clock.now() + shared.config.timeout;
+        self.state().flush = true;
+        while shared.clock.now() < give_up {
+            self.wake.notify_one();
+            let rung = self.bell.notified();
+            if self.state().consuming.is_none() {
+                break;
+            }
+            tokio::select! {
+                () = rung => {}
+                () = tokio::time::sleep(Duration::from_millis(20)) => {}
+            }
+        }
+        let mut state = self.state();
+        state.flush = false;
+        drop(state);
+        self.wake.notify_one();
+        self.bell.notify_one();
+    }
+}
+
+/// The error of reserving on a closed broker reaches who waits.
+pub(crate) fn end(line: &Line) {
+    line.state().fault = Some(closed());
+    line.bell.notify_waiters();
+    line.bell.notify_one();
+}

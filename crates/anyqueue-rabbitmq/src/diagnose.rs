@@ -1,0 +1,38 @@
+//! What an operator should know of the server and the settings.
+
+use anyqueue_core::{Finding, Result, Severity, time};
+
+use crate::config::Kind;
+use crate::shared::Shared;
+
+/// Looks for what loses tasks, or keeps workers from working.
+pub(crate) async fn findings(shared: &Shared) -> Result<Vec<Finding>> {
+    let (config, version) = (&shared.config, &shared.version);
+    let mut findings = Vec::new();
+    let mut found = |severity, text: String| findings.push(Finding { severity, text });
+    if version.major == 0 {
+        let text = "the server does not tell its version; it is treated like RabbitMQ 3.10";
+        found(Severity::Warning, text.into());
+    } else if !version.at_least(3, 10) {
+        let text = "3.10 or later is needed: older quorum queues know no time to live, so delays do not work";
+        found(Severity::Problem, format!("the server is RabbitMQ {}; {text}", version.text));
+    }
+    let limit = time::show(config.style.max_ttr);
+    let text = "the server does not tell its `consumer_timeout`; as the option of that name is set, a task may be reserved for";
+    found(Severity::Note, format!("{text} {limit} in all, `time_limit` included"));
+    for (what, style) in
+        [(None, &config.style)].into_iter().chain(config.queues.iter().map(|(queue, style)| (Some(queue), style)))
+    {
+        if style.kind == Kind::Classic {
+            let of = what.map_or_else(|| "queues are".into(), |queue| format!("queue `{queue}` is"));
+            let text = "a server that dies while a delayed task changes rungs may lose it; `type = \"quorum\"` does not";
+            found(Severity::Warning, format!("{of} classic: {text}"));
+        }
+    }
+    shared.work.live().await?;
+    if shared.send.live().await?.status().blocked() {
+        let text = "the server has raised an alarm, memory or disk, and takes no tasks; `rabbitmqctl status` says which";
+        found(Severity::Problem, text.into());
+    }
+    Ok(findings)
+}

@@ -1,0 +1,208 @@
+//! Ending and renewing leases.
+//!
+//! Copies first, confirmed; then the word that the old ones are done; then a request whose answer says that the server has
+//! heard it. Before a copy is written the channel that holds the delivery must answer: a worker that was cut off writes none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyqueue_core::{Envelope, Error, ErrorKind, Moment, Receipt, Result, Settlement, Settler, Touch, async_trait};
+use lapin::Channel;
+use lapin::types::ShortString;
+
+use crate::error::closed;
+use crate::layout::Layout;
+use crate::line::{Lease, Line};
+use crate::message::properties;
+use crate::publish::Post;
+use crate::shared::Shared;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct RabbitSettler {
+    shared: Arc<Shared>,
+    layout: Arc<Layout>,
+    line: Arc<Line>,
+}
+
+/// One item that is being settled.
+struct Item {
+    at: usize,
+    tag: u64,
+    lease: Lease,
+    what: Settlement,
+}
+
+impl RabbitSettler {
+    pub(crate) fn new(shared: Arc<Shared>, layout: Arc<Layout>, line: Arc<Line>) -> Self {
+        Self { shared, layout, line }
+    }
+
+    /// Takes the leases that still hold; the others are lost.
+    fn claim(&self, batch: &[(Receipt, Settlement)], answers: &mut [Result<()>]) -> (Vec<Item>, Option<(Channel, u64)>) {
+        let now = self.shared.clock.now();
+        let mut state = self.line.state();
+        let session = state.session.clone();
+        let mut items = Vec::with_capacity(batch.len());
+        for (at, (receipt, what)) in batch.iter().enumerate() {
+            let here = session.as_ref().is_some_and(|session| session.epoch == receipt.epoch);
+            let held = here && state.leases.get(&receipt.tag).is_some_and(|lease| now < lease.deadline);
+            match held.then(|| state.leases.remove(&receipt.tag)).flatten() {
+                Some(lease) => items.push(Item { at, tag: receipt.tag, lease, what: what.clone() }),
+                None => answers[at] = Err(Error::lease_lost()),
+            }
+        }
+        (items, session.map(|session| (session.channel, session.epoch)))
+    }
+
+    async fn settle_all(&self, batch: Vec<(Receipt, Settlement)>) -> Vec<Result<()>> {
+        let mut answers: Vec<Result<()>> = batch.iter().map(|_| Ok(())).collect();
+        if self.shared.is_closed() {
+            return batch.iter().map(|_| Err(closed())).collect();
+        }
+        let (items, session) = self.claim(&batch, &mut answers);
+        let Some((channel, epoch)) = session.filter(|_| !items.is_empty()) else { return answers };
+        let (good, failed) = self.copy(&channel, items).await;
+        for (item, error) in failed {
+            answers[item.at] = Err(error);
+            self.restore(epoch, item);
+        }
+        if let Err(e) = self.finish(&channel, &good).await {
+            for item in good {
+                // A copy is confirmed: the task goes on, and perhaps a second time.
+                if item.what == Settlement::Done {
+                    answers[item.at] = Err(e.duplicate().effect_unknown());
+                }
+            }
+        }
+        self.line.wake.notify_one();
+        answers
+    }
+
+    /// Publishes what must go on in another form. Says what may be removed, and what went wrong.
+    async fn copy(&self, channel: &Channel, items: Vec<Item>) -> (Vec<Item>, Vec<(Item, Error)>) {
+        let (mut good, copies): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.what == Settlement::Done);
+        if copies.is_empty() {
+            return (good, Vec::new());
+        }
+        if self.line.barrier(&self.shared, channel).await.is_err() {
+            let lost = copies.into_iter().map(|item| (item, Error::lease_lost()));
+            return (good, lost.collect());
+        }
+        let (mut failed, mut posts, mut posted) = (Vec::new(), Vec::new(), Vec::new());
+        for item in copies {
+            match self.copy_of(&item.what) {
+                Ok(post) => {
+                    posts.push(post);
+                    posted.push(item);
+                }
+                Err(e) => failed.push((item, e)),
+            }
+        }
+        for (item, answer) in posted.into_iter().zip(self.shared.publish(&posts).await) {
+            match answer {
+                Ok(()) => good.push(item),
+                Err(e) => failed.push((item, e)),
+            }
+        }
+        (good, failed)
+    }
+
+    fn copy_of(&self, what: &Settlement) -> Result<Post> {
+        let checked = |task: &Envelope| self.shared.refuse(&self.layout, task);
+        match what {
+            Settlement::Hold(task, _) => {
+                let (size, limit) = (task.body.len() as u64, self.shared.config.max_payload);
+                if size > limit {
+                    return Err(Error::too_large(size, limit));
+                }
+                let task = Envelope { delay: Duration::ZERO, ..task.clone() };
+                Ok(Post {
+                    exchange: ShortString::default(),
+                    key: self.layout.held.clone(),
+                    properties: properties(&task, self.shared.clock.wall()),
+                    body: task.body,
+                })
+            }
+            Settlement::Release(task) | Settlement::Retry(task) => {
+                // A task of another client may have come with a longer TTR: it is kept as it is.
+                checked(&Envelope { ttr: task.ttr.min(self.layout.style.max_ttr), ..task.clone() })?;
+                Ok(self.shared.post(&self.layout, task))
+            }
+            Settlement::Done => Err(Error::new(ErrorKind::Protocol, "a task that is done has no copy")),
+        }
+    }
+
+    /// Says what is done, and waits until the server has heard it.
+    async fn finish(&self, channel: &Channel, items: &[Item]) -> Result<()> {
+        if items.is_empty() {
+            return Ok(());
+        }
+        let tags: Vec<u64> = items.iter().map(|item| item.tag).collect();
+        {
+            let _saying = self.line.saying.lock().await;
+            self.line.acknowledge(channel, &tags).await.map_err(crate::error::lost)?;
+        }
+        {
+            let mut state = self.line.state();
+            items.iter().for_each(|item| state.settled(item.tag, item.lease.band, item.lease.run));
+        }
+        self.line.barrier(&self.shared, channel).await
+    }
+
+    /// Takes back an end that did not come about.
+    fn restore(&self, epoch: u64, item: Item) {
+        let mut state = self.line.state();
+        if state.session.as_ref().is_some_and(|session| session.epoch == epoch) {
+            state.leases.insert(item.tag, item.lease);
+        }
+    }
+
+    fn extend(&self, touch: &Touch, now: Moment) -> Result<Duration> {
+        let mut state = self.line.state();
+        let here = state
+            .session
+            .as_ref()
+            .is_some_and(|session| session.epoch == touch.receipt.epoch && session.channel.status().connected());
+        let lease = state.leases.get_mut(&touch.receipt.tag).filter(|lease| here && now < lease.deadline);
+        let lease = lease.ok_or_else(Error::lease_lost)?;
+        let (limit, end) = (self.line.max_ttr, lease.fetched + self.line.max_ttr);
+        if now + touch.ttr > end {
+            let text = "the server's `consumer_timeout` lets no task be reserved for longer, two minutes off; raise it there, \
+                        and the option of that name here";
+            return Err(Error::new(ErrorKind::TouchLimit { limit }, text));
+        }
+        lease.deadline = now + touch.ttr;
+        Ok(touch.ttr)
+    }
+}
+
+#[async_trait]
+impl Settler for RabbitSettler {
+    async fn settle(&self, batch: &[(Receipt, Settlement)]) -> Vec<Result<()>> {
+        if batch.is_empty() {
+            return Vec::new();
+        }
+        // A settle that has begun is carried to its end, whoever waits for it: half of one leaves a task that nobody holds.
+        let (owned, whole) = (batch.to_vec(), Self::new(self.shared.clone(), self.layout.clone(), self.line.clone()));
+        let explain = |e: Error| e.during("settle").with("queue", &self.line.queue);
+        match self.shared.runtime.spawn(async move { whole.settle_all(owned).await }).await {
+            Ok(answers) => answers.into_iter().map(|answer| answer.map_err(explain)).collect(),
+            Err(e) => {
+                let text = e.to_string();
+                batch.iter().map(|_| Err(explain(Error::unavailable(text.clone()).effect_unknown()))).collect()
+            }
+        }
+    }
+
+    async fn touch(&self, batch: &[Touch]) -> Vec<Result<Duration>> {
+        let explain = |e: Error| e.during("touch").with("queue", &self.line.queue);
+        if let Err(e) = self.shared.check() {
+            return batch.iter().map(|_| Err(explain(e.duplicate()))).collect();
+        }
+        let now = self.shared.clock.now();
+        let answers = batch.iter().map(|touch| self.extend(touch, now).map_err(explain)).collect();
+        self.line.wake.notify_one();
+        answers
+    }
+}

@@ -1,0 +1,157 @@
+//! What a broker, its consumers and its settlers share.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use anyqueue_core::{Clock, QueueName, Result};
+use lapin::Channel;
+use tokio::runtime::Handle;
+
+use crate::config::Config;
+use crate::error::closed;
+use crate::hello::Version;
+use crate::layout::Layout;
+use crate::line::Line;
+use crate::link::{Link, Tally};
+use crate::notes::Notes;
+
+/// See the module.
+pub(crate) struct Shared {
+    pub(crate) config: Arc<Config>,
+    pub(crate) version: Version,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Where tasks are worked on that must end whoever waits for them.
+    pub(crate) runtime: Handle,
+    pub(crate) tally: Arc<Tally>,
+    /// Carries what is published, and nothing else: the server stops reading it while it has an alarm.
+    pub(crate) send: Link,
+    /// Carries everything else.
+    pub(crate) work: Link,
+    pub(crate) publisher: tokio::sync::Mutex<Option<Channel>>,
+    pub(crate) asking: tokio::sync::Mutex<Option<Channel>>,
+    pub(crate) setting_up: tokio::sync::Mutex<()>,
+    /// Walks under way in this process, by the name of their lock.
+    pub(crate) walks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    pub(crate) notes: Notes,
+    epochs: AtomicU64,
+    lines: Mutex<Vec<Weak<Line>>>,
+    layouts: Mutex<HashMap<QueueName, Arc<Layout>>>,
+    known: Mutex<HashSet<QueueName>>,
+    /// Queues that were paused when it was looked last.
+    marked: Mutex<HashSet<QueueName>>,
+    closed: AtomicBool,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("config", &self.config).field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn new(config: Arc<Config>, version: Version, clock: Arc<dyn Clock>) -> Self {
+        let tally = Arc::new(Tally::default());
+        Self {
+            send: Link::new(config.clone(), "send", tally.clone()),
+            work: Link::new(config.clone(), "work", tally.clone()),
+            config,
+            version,
+            clock,
+            runtime: Handle::current(),
+            tally,
+            publisher: tokio::sync::Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
+            setting_up: tokio::sync::Mutex::default(),
+            walks: Mutex::default(),
+            notes: Notes::default(),
+            // Receipts of two clients are never the same.
+            epochs: AtomicU64::new(u64::from(fastrand::u32(..)) << 24),
+            lines: Mutex::default(),
+            layouts: Mutex::default(),
+            known: Mutex::default(),
+            marked: Mutex::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.is_closed() { Err(closed()) } else { Ok(()) }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Whether it was open until now.
+    pub(crate) fn set_closed(&self) -> bool {
+        !self.closed.swap(true, Ordering::AcqRel)
+    }
+
+    /// A number that no other run of reservations of this process has.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epochs.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn layout(&self, queue: &QueueName) -> Arc<Layout> {
+        let mut layouts = lock(&self.layouts);
+        let layout = || Arc::new(Layout::new(queue, self.config.style(queue)));
+        layouts.entry(queue.clone()).or_insert_with(layout).clone()
+    }
+
+    pub(crate) fn is_known(&self, queue: &QueueName) -> bool {
+        lock(&self.known).contains(queue)
+    }
+
+    pub(crate) fn know(&self, queue: &QueueName) {
+        lock(&self.known).insert(queue.clone());
+    }
+
+    /// Looks again before the queue is used: it may have been deleted.
+    pub(crate) fn forget(&self, queue: &QueueName) {
+        lock(&self.known).remove(queue);
+    }
+
+    pub(crate) fn was_marked(&self, queue: &QueueName) -> bool {
+        lock(&self.marked).contains(queue)
+    }
+
+    /// Keeps and gives back whether a queue is paused.
+    pub(crate) fn set_marked(&self, queue: &QueueName, paused: bool) -> bool {
+        let mut marked = lock(&self.marked);
+        if paused {
+            marked.insert(queue.clone());
+        } else {
+            marked.remove(queue);
+        }
+        paused
+    }
+
+    pub(crate) fn add_line(&self, line: &Arc<Line>) {
+        let mut lines = lock(&self.lines);
+        lines.retain(|line| line.strong_count() > 0);
+        lines.push(Arc::downgrade(line));
+    }
+
+    /// The consumers of this process, of one queue or of all.
+    pub(crate) fn lines(&self, queue: Option<&QueueName>) -> Vec<Arc<Line>> {
+        let all = lock(&self.lines).iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
+        all.into_iter().filter(|line| queue.is_none_or(|queue| line.queue == *queue)).collect()
+    }
+
+    /// A channel to ask on; one that the server has closed is replaced.
+    pub(crate) async fn asking(&self) -> Result<Channel> {
+        let mut asking = self.asking.lock().await;
+        if let Some(channel) = asking.as_ref().filter(|channel| channel.status().connected()) {
+            return Ok(channel.clone());
+        }
+        let channel = self.work.channel().await?;
+        *asking = Some(channel.clone());
+        Ok(channel)
+    }
+}

@@ -1,0 +1,204 @@
+//! Setting up: what is there, what is made, what differs.
+
+use anyqueue_core::{Create, Declared, Drift, Error, Result};
+use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, ExchangeKind};
+
+use crate::config::Kind;
+use crate::error;
+use crate::layout::{self, Ladder, Layout, NOTES, RUNGS};
+use crate::shared::Shared;
+
+const DURABLE: QueueDeclareOptions =
+    QueueDeclareOptions { passive: false, durable: true, exclusive: false, auto_delete: false, nowait: false };
+const PASSIVE: QueueDeclareOptions =
+    QueueDeclareOptions { passive: true, durable: false, exclusive: false, auto_delete: false, nowait: false };
+
+impl Shared {
+    /// How many ready messages a queue has; `None` if it is not there. A missing one costs the channel.
+    pub(crate) async fn count(&self, channel: &Channel, queue: &ShortString) -> Result<Option<u32>> {
+        let asked = channel.queue_declare(queue.clone(), PASSIVE, FieldTable::default());
+        match tokio::time::timeout(self.config.timeout, asked).await {
+            Ok(Ok(found)) => Ok(Some(found.message_count())),
+            Ok(Err(e)) if error::code(&e) == Some(error::NOT_FOUND) => Ok(None),
+            Ok(Err(e)) => Err(error::foreign(e)),
+            Err(_) => Err(error::late("queue.declare")),
+        }
+    }
+
+    /// Sees to it that a queue is there, once per process and queue.
+    pub(crate) async fn ensure(&self, layout: &Layout) -> Result<()> {
+        if self.is_known(&layout.queue) {
+            return Ok(());
+        }
+        self.set_up(layout).await.map(drop)
+    }
+
+    /// Makes what is missing, where that is allowed. Says what was made.
+    pub(crate) async fn set_up(&self, layout: &Layout) -> Result<bool> {
+        let _one_at_a_time = self.setting_up.lock().await;
+        let mut made = self.ladder(layout.style.kind).await?;
+        let mut channel = self.work.channel().await?;
+        for (name, arguments) in layout.all() {
+            if self.count(&channel, &name).await?.is_some() {
+                continue;
+            }
+            if self.config.create == Create::Never {
+                return Err(error::missing(layout.queue.as_str()));
+            }
+            channel = self.work.channel().await?;
+            self.make(&channel, &name, arguments).await?;
+            made = true;
+        }
+        if made && layout.style.kind == Kind::Quorum {
+            self.sacrifice(&channel).await?;
+        }
+        self.bind(&channel, layout).await?;
+        self.know(&layout.queue);
+        Ok(made)
+    }
+
+    /// Leads what comes off the ladder to its queues. Done again for queues that were there: whoever made them may have died.
+    async fn bind(&self, channel: &Channel, layout: &Layout) -> Result<()> {
+        if self.config.create == Create::Never {
+            return Ok(());
+        }
+        for band in &layout.bands {
+            let (end, address) = (layout.ladder.end(), Ladder::address(band.as_str()));
+            let bound = channel.queue_bind(band.clone(), end, address, QueueBindOptions::default(), FieldTable::default());
+            match self.work.call("queue.bind", bound).await {
+                // Who may not bind uses what an operator has set up.
+                Err(e) if e.kind() == anyqueue_core::ErrorKind::Denied => return Ok(()),
+                bound => bound?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A quorum queue that was the last one made when its server is killed has no leader ever after, in 3.10 at least, and
+    /// keeps whoever asks it waiting. So the last one is none of ours.
+    async fn sacrifice(&self, channel: &Channel) -> Result<()> {
+        let name = ShortString::from(format!("anyqueue;last;{:016x}", fastrand::u64(..)));
+        let quorum = layout::table(&[("x-queue-type", AMQPValue::LongString("quorum".into()))]);
+        self.make(channel, &name, quorum).await?;
+        self.work.call("queue.delete", channel.queue_delete(name, QueueDeleteOptions::default())).await.map(drop)
+    }
+
+    async fn make(&self, channel: &Channel, name: &ShortString, arguments: FieldTable) -> Result<()> {
+        let made = channel.queue_declare(name.clone(), DURABLE, arguments);
+        self.work.call("queue.declare", made).await.map(drop).map_err(|e| e.with("server_queue", name))
+    }
+
+    /// Makes the ladder and the notes, if they are not there. The last one made says that all is.
+    async fn ladder(&self, kind: Kind) -> Result<bool> {
+        let ladder = Ladder(kind);
+        let top = ladder.rung(RUNGS - 1);
+        let channel = self.work.channel().await?;
+        if self.count(&channel, &top).await?.is_some() {
+            return Ok(false);
+        }
+        if self.config.create == Create::Never {
+            return Err(error::missing(top.as_str()));
+        }
+        let channel = self.work.channel().await?;
+        self.make(&channel, &NOTES.into(), layout::notes_arguments()).await?;
+        self.exchange(&channel, ladder.end()).await?;
+        for rung in 0..RUNGS {
+            let name = ladder.rung(rung);
+            self.exchange(&channel, name.clone()).await?;
+            let past = channel.exchange_bind(
+                ladder.below(rung),
+                name.clone(),
+                Ladder::pattern(rung, 0),
+                ExchangeBindOptions::default(),
+                FieldTable::default(),
+            );
+            self.work.call("exchange.bind", past).await?;
+            self.make(&channel, &name, ladder.arguments(rung)).await?;
+            let wait = channel.queue_bind(
+                name.clone(),
+                name,
+                Ladder::pattern(rung, 1),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            );
+            self.work.call("queue.bind", wait).await?;
+        }
+        Ok(true)
+    }
+
+    async fn exchange(&self, channel: &Channel, name: ShortString) -> Result<()> {
+        let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let made = channel.exchange_declare(name, ExchangeKind::Topic, durable, FieldTable::default());
+        self.work.call("exchange.declare", made).await
+    }
+
+    /// What `declare` answers: sets up, and compares what was there with what the settings ask for.
+    pub(crate) async fn declare(&self, layout: &Layout) -> Result<Declared> {
+        let created = self.set_up(layout).await?;
+        let mut drift = Vec::new();
+        if !created {
+            for (name, arguments) in layout.all() {
+                drift.extend(self.compare(&name, arguments).await?);
+            }
+        }
+        Ok(Declared { created, drift })
+    }
+
+    /// Asks for a queue as it should be, on a channel that the server may close.
+    async fn compare(&self, name: &ShortString, arguments: FieldTable) -> Result<Option<Drift>> {
+        let channel = self.work.channel().await?;
+        let asked = channel.queue_declare(name.clone(), DURABLE, arguments);
+        match tokio::time::timeout(self.config.timeout, asked).await {
+            Ok(Ok(_)) => Ok(None),
+            Ok(Err(e)) if error::code(&e) == Some(error::OTHER_ARGUMENTS) => Ok(Some(drift(name, &error::said(&e)))),
+            // Who may not make queues need not compare them.
+            Ok(Err(e)) if error::code(&e) == Some(error::DENIED) => Ok(None),
+            Ok(Err(e)) => Err(error::foreign(e)),
+            Err(_) => Err::<_, Error>(error::late("queue.declare")),
+        }
+    }
+}
+
+/// Reads `PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'quorum' but current
+/// is 'classic'`.
+fn drift(name: &ShortString, said: &str) -> Drift {
+    let quoted: Vec<&str> = said.split('\'').skip(1).step_by(2).collect();
+    let value = |mark: &str| {
+        let rest = said.split_once(mark)?.1.trim_start_matches("the value ");
+        let rest = rest.trim_start();
+        let text = rest
+            .strip_prefix('\'')
+            .and_then(|rest| rest.split_once('\''))
+            .map_or_else(|| rest.split_whitespace().next().unwrap_or("unknown"), |(text, _)| text);
+        Some(text.to_owned())
+    };
+    Drift {
+        what: format!("{} of {name}", quoted.first().copied().unwrap_or("arguments")),
+        wanted: value("received ").unwrap_or_else(|| "as set".into()),
+        found: value("but current is ").unwrap_or_else(|| said.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drift_names_argument_and_both_values() {
+        let said = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received the value 'quorum' \
+                    of type 'longstr' but current is the value 'classic' of type 'longstr'";
+        let found = drift(&"q".into(), said);
+        assert_eq!(
+            (found.what.as_str(), found.wanted.as_str(), found.found.as_str()),
+            ("x-queue-type of q", "quorum", "classic")
+        );
+        let said =
+            "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'";
+        let found = drift(&"q".into(), said);
+        assert_eq!((found.wanted.as_str(), found.found.as_str()), ("true", "false"));
+        let said = "x 'x-message-ttl' for queue 'q': received none but current is the value '5' of type 'signedint'";
+        assert_eq!((drift(&"q".into(), said).wanted.as_str(), drift(&"q".into(), said).found.as_str()), ("none", "5"));
+    }
+}
