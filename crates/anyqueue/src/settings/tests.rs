@@ -249,7 +249,6 @@ const OWN: [(&str, &str); 5] = [
     ("redis", include_str!("../../../../config/queue.redis.toml")),
     ("sqs", include_str!("../../../../config/queue.sqs.toml")),
     ("gearman", include_str!("../../../../config/queue.gearman.toml")),
-const OWN: [(&str, &str); 5] = [
     ("rabbitmq", include_str!("../../../../config/queue.rabbitmq.toml")),
 ];
 
