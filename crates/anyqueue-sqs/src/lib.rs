@@ -152,6 +152,7 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     deaths: Support::Emulated((), "a look from another process counts as one"),
     order: Order::Loose,
     durability: Durability::Power,
+    durability_caveat: None,
     batch: Batch { send: 160, reserve: 160, settle: 160 },
     max_payload: Some(lines::LARGEST - slip::ROOM),
     counts: Counts {
