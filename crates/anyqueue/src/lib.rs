@@ -66,6 +66,9 @@
 //! | `memory` | yes | the broker `memory:`, and [`testing`] |
 //! | `beanstalkd` | no | the broker `beanstalkd:`, beanstalkd 1.10 and later |
 //! | `redis` | no | the brokers `redis:` and `rediss:`, Redis 6.2 and later and Valkey |
+//! | `rabbitmq` | no | the brokers `amqp:` and `amqps:`, RabbitMQ 3.10 and later |
+//! | `sqs` | no | the broker `sqs:`, Amazon SQS; a large dependency |
+//! | `gearman` | no | the broker `gearman:`, gearmand 1.1 |
 //!
 //! A broker that was left out of a build is an error that names its feature.
 
