@@ -40,6 +40,11 @@ impl Gearman {
     }
 }
 
+/// Does it also if who asked for it goes away: half of a pause is none, or two.
+async fn to_the_end(hub: &Hub, verb: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+    hub.runtime.spawn(verb).await.unwrap_or_else(|_| Err(error::closed().effect_unknown()))
+}
+
 async fn stats(hub: &Hub, queue: &Queue) -> Result<Stats> {
     let live = hub.live().await?;
     let mut listed = 0;
@@ -143,7 +148,7 @@ fn known((unique, reply): (&Unique, Reply)) -> Option<(Unique, bool)> {
 async fn cancel(server: &Server, found: &[&Found]) -> Result<()> {
     let (session, handles) = (server.session().await?, found.iter().map(|job| job.handle.clone()).collect::<Vec<_>>());
     for part in handles.chunks(PART) {
-        session.cancel(part).await?;
+        session.cancel(part.to_vec()).await?;
     }
     Ok(())
 }
@@ -223,11 +228,19 @@ impl Admin for Gearman {
     }
 
     async fn pause(&self, queue: &QueueName, time: Option<Duration>) -> Result<()> {
-        self.on(queue, "pause", async |hub, queue| hub.pause(queue, time).await).await
+        self.on(queue, "pause", async |hub, queue| {
+            let (own, queue) = (self.hub.clone(), hub.queue(&queue.name));
+            to_the_end(hub, async move { own.pause(&queue, time).await }).await
+        })
+        .await
     }
 
     async fn resume(&self, queue: &QueueName) -> Result<()> {
-        self.on(queue, "resume", async |hub, queue| hub.resume(queue).await).await
+        self.on(queue, "resume", async |hub, queue| {
+            let (own, queue) = (self.hub.clone(), hub.queue(&queue.name));
+            to_the_end(hub, async move { own.resume(&queue).await }).await
+        })
+        .await
     }
 
     async fn paused(&self, queue: &QueueName) -> Result<Paused> {

@@ -65,7 +65,7 @@ impl Feed {
     }
 
     /// Takes what has come and is still reserved.
-    pub(crate) fn take(&self, max: usize, still: impl Fn(&Delivery) -> bool) -> Result<Vec<Delivery>> {
+    pub(crate) fn take(&self, max: usize, mut still: impl FnMut(&Delivery) -> bool) -> Result<Vec<Delivery>> {
         let mut state = self.state();
         let mut taken = Vec::new();
         while taken.len() < max

@@ -99,10 +99,8 @@ impl Hub {
     /// Makes reserved tasks ready again with nothing counted.
     pub(crate) async fn give_back(&self, leases: Vec<Lease>) {
         let back = |lease: Lease| {
-            let (queue, own) = (lease.queue.clone(), &lease.unique);
-            let next = Unique::next(&queue.functions, own.id, Kind::Ready, own.band, own.ttr, own.lost);
-            let packet = self.job(&queue, &next, Duration::ZERO, lease.job.data.clone());
-            (lease, packet)
+            let next = uncounted(&lease);
+            self.followed_by(lease, &next)
         };
         for (lease, answer) in self.replace(leases.into_iter().map(back).collect()).await {
             if let Err(e) = answer {
@@ -110,6 +108,13 @@ impl Hub {
                 tracing::warn!(queue, error, "a task cannot be given back; it comes again when its connection or lease ends");
             }
         }
+    }
+
+    /// A reserved task, and the job that makes it ready again.
+    fn followed_by(&self, lease: Lease, next: &Unique) -> (Lease, Packet) {
+        let body = self.body_of_copy(&lease.queue, &lease.job, lease.unique.ttr);
+        let packet = self.job(&lease.queue, next, Duration::ZERO, body);
+        (lease, packet)
     }
 
     /// Makes tasks ready again whose workers said nothing in time.
@@ -120,9 +125,8 @@ impl Hub {
         }
         self.finish(&taken).await;
         let again = |lease: Lease| {
-            let next = lease.unique.after_loss();
-            let packet = self.job(&lease.queue.clone(), &next, Duration::ZERO, lease.job.data.clone());
-            (lease, packet)
+            let next = if lease.handed_out { lease.unique.after_loss() } else { uncounted(&lease) };
+            self.followed_by(lease, &next)
         };
         for (lease, answer) in self.replace(mine.into_iter().map(again).collect()).await {
             if let Err(e) = answer {
@@ -141,10 +145,15 @@ impl Hub {
             return false;
         }
         let Ok(session) = lease.server.session().await else { return false };
-        let asked = guards(&lease.queue.functions, &lease.job.unique).map(|unique| status(&unique));
+        let asked = guards(&lease.queue.functions, &lease.job).map(|unique| status(&unique));
         match session.call(asked.into()).await {
             Ok(replies) => !replies.iter().any(|reply| matches!(reply, Reply::Status(status) if status.known)),
             Err(_) => false,
         }
     }
+}
+
+fn uncounted(lease: &Lease) -> Unique {
+    let own = &lease.unique;
+    Unique::next(&lease.queue.functions, own.id, Kind::Ready, own.band, own.ttr, own.lost)
 }

@@ -8,6 +8,9 @@ use gearman::protocol::Packet;
 use crate::hub::{Hub, Queue};
 use crate::names::{Kind, MAX_UNIQUE, Unique};
 
+/// A task to send: its place in the batch, what it is, and the name under which it is sent.
+type Keyed<'t> = (usize, Unique, String, &'t Envelope);
+
 impl Hub {
     /// Puts tasks on a queue, each as a job with the same unique id however often it is sent.
     pub(crate) async fn send(&self, queue: &Queue, batch: &[Envelope]) -> Vec<Result<Accepted>> {
@@ -23,7 +26,8 @@ impl Hub {
         let keyed = rest.extract_if(.., |(.., task)| task.unique.is_some()).collect::<Vec<_>>();
         for one in keyed {
             let first = one.3.unique.as_deref().map_or(0, |key| key.bytes().map(usize::from).sum::<usize>());
-            let order = (0..self.servers.len()).map(|n| (first + n) % self.servers.len()).collect();
+            let order: Vec<usize> = (0..self.servers.len()).map(|n| (first + n) % self.servers.len()).collect();
+            let one = self.named_as_free(queue, order[0], one).await;
             self.send_to(queue, order, vec![one], &mut answers).await;
         }
         let order = self.by_turn().map(|server| server.place).collect();
@@ -31,14 +35,18 @@ impl Hub {
         answers
     }
 
+    /// A keyed task under its key, or under its own id while a job of that key is cancelled and there still: the server
+    /// would take the task for that one, and it would never run.
+    async fn named_as_free<'t>(&self, queue: &Queue, place: usize, mut keyed: Keyed<'t>) -> Keyed<'t> {
+        // Where that cannot be asked the task cannot be sent either, and the answer is that of sending.
+        if self.is_late(&self.servers[place], queue, &keyed.2).await.unwrap_or(false) {
+            keyed.2 = keyed.1.to_string();
+        }
+        keyed
+    }
+
     /// Sends to the first of the servers that takes them.
-    async fn send_to(
-        &self,
-        queue: &Queue,
-        order: Vec<usize>,
-        mut rest: Vec<(usize, Unique, String, &Envelope)>,
-        answers: &mut [Result<Accepted>],
-    ) {
+    async fn send_to(&self, queue: &Queue, order: Vec<usize>, mut rest: Vec<Keyed<'_>>, answers: &mut [Result<Accepted>]) {
         for (tried, place) in order.iter().enumerate() {
             if rest.is_empty() {
                 return;
