@@ -153,12 +153,24 @@ async fn cancel(server: &Server, found: &[&Found]) -> Result<()> {
     Ok(())
 }
 
+fn waiting(found: &[Found]) -> Vec<&Found> {
+    found.iter().filter(|job| !job.running).collect()
+}
+
 async fn delete(hub: &Hub, queue: &Queue, ids: &[TaskId]) -> Result<HashMap<TaskId, Result<()>>> {
     let (mut answers, wanted) = (HashMap::new(), ids.iter().copied().collect::<HashSet<_>>());
     for server in hub.live().await? {
-        let found = find(server, queue, |unique| wanted.contains(&unique.id)).await?;
+        let mut found = find(server, queue, |unique| wanted.contains(&unique.id)).await?;
+        cancel(server, &waiting(&found)).await?;
+        if found.iter().any(|job| job.unique.kind == Kind::Delayed) {
+            // One that fell due meanwhile is in the queue by now, and what was cancelled is what was left of it.
+            let moved = |unique: &Unique| unique.kind == Kind::Ready && wanted.contains(&unique.id);
+            let moved = find(server, queue, moved).await?;
+            cancel(server, &waiting(&moved)).await?;
+            found.retain(|job| moved.iter().all(|other| other.unique.id != job.unique.id));
+            found.extend(moved);
+        }
         let (running, waiting): (Vec<&Found>, Vec<&Found>) = found.iter().partition(|job| job.running);
-        cancel(server, &waiting).await?;
         let busy = || Error::new(ErrorKind::Busy, "the task is reserved; let its worker end first");
         answers.extend(running.iter().map(|job| (job.unique.id, Err(busy()))));
         answers.extend(waiting.iter().map(|job| (job.unique.id, Ok(()))));

@@ -69,21 +69,20 @@ impl Hub {
             by_link.entry(lease.link.number).or_default().push(at);
         }
         let on_link = async |places: &Vec<usize>| {
-            let mut packets: Vec<Packet> = places.iter().map(|at| complete(&leases[*at].job.handle)).collect();
-            packets.push(echo());
+            // An end has no answer of its own unless it is refused, so each is followed by a question that has one.
+            let packets = places.iter().flat_map(|at| [complete(&leases[*at].job.handle), echo()]).collect();
             match leases[places[0]].link.call(packets).await {
-                // An end has no answer of its own, and which one was refused is not said.
-                Ok(answered) if answered.not_found == 0 => Ok(()),
-                Ok(_) => Err(Error::lease_lost().effect_unknown()),
+                Ok(answered) => Ok(answered.not_found),
                 Err(e) if e.effect() == anyqueue_core::Effect::None => Err(Error::lease_lost().because(e)),
                 Err(e) => Err(e),
             }
         };
         let mut answers: Vec<Result<()>> = leases.iter().map(|_| Ok(())).collect();
         for (places, answer) in by_link.values().zip(join_all(by_link.values().map(on_link)).await) {
-            for at in places {
+            for (nth, at) in places.iter().enumerate() {
                 match &answer {
-                    Ok(()) => {
+                    Ok(not_found) if not_found.contains(&nth) => answers[*at] = Err(Error::lease_lost().effect_unknown()),
+                    Ok(_) => {
                         if let Some(guard) = leases[*at].guard.clone() {
                             // It is looked at when it falls due if nobody cancels it.
                             drop(self.sweeping.send(Sweep::Guard(guard)));

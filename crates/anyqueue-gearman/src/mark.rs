@@ -27,7 +27,7 @@ const TRIES: u32 = 40;
 const BETWEEN: Duration = Duration::from_millis(25);
 
 /// A mark that was read some time ago is read again: another one may have its unique id by now.
-const SAME: Duration = Duration::from_secs(2);
+const SAME: Duration = Duration::from_secs(5);
 
 /// What is known of a queue's pause on one server.
 #[derive(Debug)]
@@ -44,16 +44,21 @@ pub(crate) struct Pause(HashMap<usize, Known>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Mark {
     unique: String,
+    read: Moment,
     /// In milliseconds since 1970.
     until: Option<u64>,
     since: u64,
 }
 
 impl Mark {
-    fn read(job: &Job) -> Self {
+    fn read(job: &Job, now: Moment) -> Self {
         let text = String::from_utf8_lossy(&job.data).into_owned();
         let number = |name| text.split(' ').skip_while(|word| *word != name).nth(1).and_then(|number| number.parse().ok());
-        Self { unique: job.unique.clone(), until: number("until"), since: number("since").unwrap_or(0) }
+        Self { unique: job.unique.clone(), read: now, until: number("until"), since: number("since").unwrap_or(0) }
+    }
+
+    fn is_over(&self, now: u64) -> bool {
+        self.until.is_some_and(|until| until <= now)
     }
 }
 
@@ -143,17 +148,21 @@ impl Hub {
         let mut known =
             known.iter().zip(queue.functions.pause_ids()).filter(|(status, _)| status.known).map(|(_, unique)| unique);
         let Some(unique) = known.next() else { return Ok(None) };
-        let now = self.clock.now();
-        if let Some(Known { checked, mark: Some(mark) }) = lock(&queue.pause).0.get(&server.place)
+        let (now, millis) = (self.clock.now(), unix_millis(self.clock.wall()));
+        if let Some(Known { mark: Some(mark), .. }) = lock(&queue.pause).0.get(&server.place)
             && mark.unique == unique
             && known.next().is_none()
-            && now.since(*checked) < SAME
+            && now.since(mark.read) < SAME
+            && !mark.is_over(millis)
         {
             return Ok(Some(mark.clone()));
         }
-        let (link, marks) = self.marks(server, queue).await?;
-        link.call(vec![cant_do(&queue.functions.pause), echo()]).await?;
-        Ok(marks.iter().map(Mark::read).max_by_key(|mark| mark.since))
+        let (link, jobs) = self.marks(server, queue).await?;
+        let marks: Vec<_> = jobs.iter().map(|job| Mark::read(job, now)).collect();
+        // One whose time is over is in nobody's way, and is read again and again while it is there.
+        let over = jobs.iter().zip(&marks).filter(|(_, mark)| mark.is_over(millis)).map(|(job, _)| complete(&job.handle));
+        link.call(over.chain([cant_do(&queue.functions.pause), echo()]).collect()).await?;
+        Ok(marks.into_iter().max_by_key(|mark| mark.since).filter(|mark| !mark.is_over(millis)))
     }
 
     fn paused_until(&self, mark: Option<&Mark>) -> Paused {

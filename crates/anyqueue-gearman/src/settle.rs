@@ -121,7 +121,7 @@ impl GearmanSettler {
         let (before, ttr) = (self.hub.clock.now(), touching.touch.ttr);
         let until = before + ttr;
         let noted = of.link.call(vec![lease(&of.job.handle, lease_number(self.hub.second_of(until)), of.number), echo()]).await?;
-        if noted.not_found > 0 {
+        if !noted.not_found.is_empty() {
             return Err(Error::lease_lost());
         }
         touching.until = Some(until);

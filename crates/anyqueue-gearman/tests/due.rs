@@ -102,7 +102,7 @@ async fn the_progress_of_a_foreign_worker_is_no_lease() {
     take(&mut *consumer, 2).await;
 }
 
-/// A second death is noticed in time though the guard of the first one is there still: it falls due much later.
+/// The guard that a killed worker has left is no guard of the next lease, which has another end.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_guard_does_not_hide_a_frozen_worker() {
     let server = gearmand::start(&[]).await.unwrap();
@@ -110,7 +110,6 @@ async fn an_old_guard_does_not_hide_a_frozen_worker() {
     let (doomed, silent) = (connect(killed.address(), "").await, connect(frozen.address(), "").await);
     let broker = connect(server.address(), "").await;
     let id = "0190e7a4-7d3b-7c3e-8a51-0123456789ab";
-    // Their TTR is what the body says: long for the first one, short for the second.
     Raw::connect(server.address()).submit("orders", "theirs", &format!(r#"{{"task":"t","id":"{id}","ttr":3}}"#));
     let _taken = one(&mut *consume(&*doomed).await).await;
     kill(&killed);
