@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyqueue_core::{Envelope, Figure, Settlement, State};
+use anyqueue_core::{Envelope, Figure, Settlement, State, Touch};
 use anyqueue_testkit::servers::gearmand;
 use anyqueue_testkit::{Proxy, Sample, Server};
 use shared::{Raw, connect, consume, done, one, queue, read, reserve, send, settle, take};
@@ -126,6 +126,29 @@ async fn jobs_without_unique_ids_are_not_taken_for_one() {
     let again = take(&mut *consumer, 4).await;
     assert!(again.iter().all(|delivery| delivery.native.redeliveries == Figure::Exact(1)), "{again:?}");
     assert_eq!(tasks(again), first, "a task was lost or has another id");
+}
+
+/// Two jobs that came one after the other under one unique id are two tasks, also when their leases end.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_job_of_a_unique_id_is_not_taken_for_the_one_before() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let mut client = Raw::connect(server.address());
+    let mut consumer = consume(&*broker).await;
+    client.submit("orders", "theirs", r#"{"task":"first","ttr":1}"#);
+    let first = one(&mut *consumer).await;
+    shared::until("its lease does not end", || shared::jobs(server.address(), "orders").1 == 0).await;
+    let again = one(&mut *consumer).await;
+    let task = read(&again).unchanged(Duration::ZERO);
+    let touch = Touch { receipt: again.receipt.clone(), ttr: TTR * 60, task };
+    consumer.settler().touch(&[touch]).await.remove(0).unwrap();
+    client.submit("orders", "theirs", r#"{"task":"second","ttr":1}"#);
+    for redeliveries in 0..2 {
+        let second = one(&mut *consumer).await;
+        assert_eq!((read(&second).wire.task.as_str(), second.native.redeliveries), ("second", Figure::Exact(redeliveries)));
+    }
+    assert_eq!(read(&first).id, read(&again).id);
+    done(&*consumer, &again).await;
 }
 
 /// A frozen worker's task without a unique id is guarded too, and keeps its id.

@@ -147,14 +147,27 @@ async fn marks_that_were_left_behind_do_not_swallow_a_pause() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_of_one_server_is_not_forgotten_for_the_other() {
     let (first, second) = (gearmand::start(&[]).await.unwrap(), gearmand::start(&[]).await.unwrap());
-    let alone = connect(second.address(), "").await;
-    send(&*alone, &[Sample::new(1).envelope()]).await;
-    alone.admin().pause(&queue(), None).await.unwrap();
+    let mut alone = Vec::new();
+    for server in [&first, &second] {
+        let broker = connect(server.address(), "").await;
+        send(&*broker, &Sample::many(100)).await;
+        alone.push(broker);
+    }
     let both = connect_url(&format!("gearman://{},{}", first.address(), second.address())).await;
     let mut consumer = consume(&*both).await;
-    for _ in 0..10 {
-        assert!(reserve(&mut *consumer, 1, Duration::from_millis(300)).await.unwrap().is_empty(), "its server is paused");
+    let mut left = Vec::new();
+    for round in 0..40 {
+        if round == 10 {
+            alone[1].admin().pause(&queue(), None).await.unwrap();
+        }
+        for delivery in reserve(&mut *consumer, 2, Duration::ZERO).await.unwrap() {
+            done(&*consumer, &delivery).await;
+        }
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        left.push([&first, &second].map(|server| jobs(server.address(), "orders").0));
     }
+    assert!(left[9][1] < 100 && left[39][0] < left[25][0], "the queue is not worked: {left:?}");
+    assert_eq!(left[25][1], left[39][1], "its server is paused: {left:?}");
 }
 
 /// Whoever asks for a figure and goes away disturbs nobody: the connection and what was sent over it stay.
