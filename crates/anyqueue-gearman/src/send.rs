@@ -7,9 +7,10 @@ use gearman::protocol::Packet;
 
 use crate::hub::{Hub, Queue};
 use crate::names::{Kind, MAX_UNIQUE, Unique};
+use crate::server::Server;
 
 /// A task to send: its place in the batch, what it is, and the name under which it is sent.
-type Keyed<'t> = (usize, Unique, String, &'t Envelope);
+type Item<'t> = (usize, Unique, String, &'t Envelope);
 
 impl Hub {
     /// Puts tasks on a queue, each as a job with the same unique id however often it is sent.
@@ -26,8 +27,7 @@ impl Hub {
         let keyed = rest.extract_if(.., |(.., task)| task.unique.is_some()).collect::<Vec<_>>();
         for one in keyed {
             let first = one.3.unique.as_deref().map_or(0, |key| key.bytes().map(usize::from).sum::<usize>());
-            let order: Vec<usize> = (0..self.servers.len()).map(|n| (first + n) % self.servers.len()).collect();
-            let one = self.named_as_free(queue, order[0], one).await;
+            let order = (0..self.servers.len()).map(|n| (first + n) % self.servers.len()).collect();
             self.send_to(queue, order, vec![one], &mut answers).await;
         }
         let order = self.by_turn().map(|server| server.place).collect();
@@ -35,23 +35,26 @@ impl Hub {
         answers
     }
 
-    /// A keyed task under its key, or under its own id while a job of that key is cancelled and there still: the server
-    /// would take the task for that one, and it would never run.
-    async fn named_as_free<'t>(&self, queue: &Queue, place: usize, mut keyed: Keyed<'t>) -> Keyed<'t> {
+    /// The name under which a keyed task can be sent to a server: its key, or its own id while a job of that key is cancelled
+    /// and there still. The server would take the task for that one, and it would never run.
+    async fn free_name(&self, server: &Server, queue: &Queue, key: &str, own: &Unique) -> String {
         // Where that cannot be asked the task cannot be sent either, and the answer is that of sending.
-        if self.is_late(&self.servers[place], queue, &keyed.2).await.unwrap_or(false) {
-            keyed.2 = keyed.1.to_string();
-        }
-        keyed
+        let late = self.is_late(server, queue, key).await.unwrap_or(false);
+        if late { own.to_string() } else { key.to_owned() }
     }
 
     /// Sends to the first of the servers that takes them.
-    async fn send_to(&self, queue: &Queue, order: Vec<usize>, mut rest: Vec<Keyed<'_>>, answers: &mut [Result<Accepted>]) {
+    async fn send_to(&self, queue: &Queue, order: Vec<usize>, mut rest: Vec<Item<'_>>, answers: &mut [Result<Accepted>]) {
         for (tried, place) in order.iter().enumerate() {
             if rest.is_empty() {
                 return;
             }
             let (server, last) = (&self.servers[*place], tried + 1 == order.len());
+            for (_, own, name, task) in &mut rest {
+                if let Some(key) = &task.unique {
+                    *name = self.free_name(server, queue, key, own).await;
+                }
+            }
             let packets: Vec<Packet> = rest
                 .iter()
                 .map(|(_, unique, name, task)| self.named_job(queue, unique, name, task.delay, task.body.clone()))

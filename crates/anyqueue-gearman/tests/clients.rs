@@ -151,6 +151,21 @@ async fn the_next_job_of_a_unique_id_is_not_taken_for_the_one_before() {
     done(&*consumer, &again).await;
 }
 
+/// What came one after the other under one unique id and was held is held twice: neither is taken for a copy of the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn held_jobs_of_one_unique_id_are_two() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let mut consumer = consume(&*broker).await;
+    for name in ["first", "second"] {
+        Raw::connect(server.address()).submit("orders", "theirs", &format!(r#"{{"task":"{name}"}}"#));
+        let delivery = one(&mut *consumer).await;
+        let body = read(&delivery).held("look", false, std::time::SystemTime::now());
+        settle(&*consumer.settler(), &delivery.receipt, Settlement::Hold(body, "look".into())).await.unwrap();
+    }
+    assert_eq!(broker.admin().held(&queue(), None, 10).await.unwrap().tasks.len(), 2);
+}
+
 /// A frozen worker's task without a unique id is guarded too, and keeps its id.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_workers_task_without_a_unique_id_comes_back() {
