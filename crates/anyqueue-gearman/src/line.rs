@@ -86,7 +86,7 @@ impl Line {
             let most = self.feed.claim(self.server.place, now.round);
             let wait = if most > 0 { self.fetch(&hub, most, now.round).await } else { Wait::Taken };
             drop(hub);
-            self.pause(wait, now.round, &mut stage).await;
+            self.rest(wait, now.round, &mut stage).await;
         }
     }
 
@@ -110,7 +110,7 @@ impl Line {
     }
 
     /// Waits until it is time to look again.
-    async fn pause(&mut self, wait: Wait, round: u64, stage: &mut watch::Receiver<Stage>) {
+    async fn rest(&mut self, wait: Wait, round: u64, stage: &mut watch::Receiver<Stage>) {
         let (queue, asleep_at, taken) = (self.feed.queue.clone(), Instant::now(), wait == Wait::Taken);
         let (floor, most) = match wait {
             Wait::Asleep if self.for_nothing >= BY_CHANCE => {
