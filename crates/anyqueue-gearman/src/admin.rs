@@ -40,6 +40,11 @@ impl Gearman {
     }
 }
 
+/// Does it also if who asked for it goes away: half of a pause is none, or two.
+async fn to_the_end(hub: &Hub, verb: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+    hub.runtime.spawn(verb).await.unwrap_or_else(|_| Err(error::closed().effect_unknown()))
+}
+
 async fn stats(hub: &Hub, queue: &Queue) -> Result<Stats> {
     let live = hub.live().await?;
     let mut listed = 0;
@@ -143,17 +148,29 @@ fn known((unique, reply): (&Unique, Reply)) -> Option<(Unique, bool)> {
 async fn cancel(server: &Server, found: &[&Found]) -> Result<()> {
     let (session, handles) = (server.session().await?, found.iter().map(|job| job.handle.clone()).collect::<Vec<_>>());
     for part in handles.chunks(PART) {
-        session.cancel(part).await?;
+        session.cancel(part.to_vec()).await?;
     }
     Ok(())
+}
+
+fn waiting(found: &[Found]) -> Vec<&Found> {
+    found.iter().filter(|job| !job.running).collect()
 }
 
 async fn delete(hub: &Hub, queue: &Queue, ids: &[TaskId]) -> Result<HashMap<TaskId, Result<()>>> {
     let (mut answers, wanted) = (HashMap::new(), ids.iter().copied().collect::<HashSet<_>>());
     for server in hub.live().await? {
-        let found = find(server, queue, |unique| wanted.contains(&unique.id)).await?;
+        let mut found = find(server, queue, |unique| wanted.contains(&unique.id)).await?;
+        cancel(server, &waiting(&found)).await?;
+        if found.iter().any(|job| job.unique.kind == Kind::Delayed) {
+            // One that fell due meanwhile is in the queue by now, and what was cancelled is what was left of it.
+            let moved = |unique: &Unique| unique.kind == Kind::Ready && wanted.contains(&unique.id);
+            let moved = find(server, queue, moved).await?;
+            cancel(server, &waiting(&moved)).await?;
+            found.retain(|job| moved.iter().all(|other| other.unique.id != job.unique.id));
+            found.extend(moved);
+        }
         let (running, waiting): (Vec<&Found>, Vec<&Found>) = found.iter().partition(|job| job.running);
-        cancel(server, &waiting).await?;
         let busy = || Error::new(ErrorKind::Busy, "the task is reserved; let its worker end first");
         answers.extend(running.iter().map(|job| (job.unique.id, Err(busy()))));
         answers.extend(waiting.iter().map(|job| (job.unique.id, Ok(()))));
@@ -223,11 +240,19 @@ impl Admin for Gearman {
     }
 
     async fn pause(&self, queue: &QueueName, time: Option<Duration>) -> Result<()> {
-        self.on(queue, "pause", async |hub, queue| hub.pause(queue, time).await).await
+        self.on(queue, "pause", async |hub, queue| {
+            let (own, queue) = (self.hub.clone(), hub.queue(&queue.name));
+            to_the_end(hub, async move { own.pause(&queue, time).await }).await
+        })
+        .await
     }
 
     async fn resume(&self, queue: &QueueName) -> Result<()> {
-        self.on(queue, "resume", async |hub, queue| hub.resume(queue).await).await
+        self.on(queue, "resume", async |hub, queue| {
+            let (own, queue) = (self.hub.clone(), hub.queue(&queue.name));
+            to_the_end(hub, async move { own.resume(&queue).await }).await
+        })
+        .await
     }
 
     async fn paused(&self, queue: &QueueName) -> Result<Paused> {

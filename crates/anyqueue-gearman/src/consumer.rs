@@ -29,8 +29,8 @@ impl GearmanConsumer {
     }
 
     fn take(&self, max: usize) -> Result<Vec<Delivery>> {
-        let (now, leases) = (self.hub.clock.now(), self.hub.leases());
-        self.feed.take(max, |delivery| leases.get(&delivery.receipt, now).is_some())
+        let (now, mut leases) = (self.hub.clock.now(), self.hub.leases());
+        self.feed.take(max, |delivery| leases.hand_out(&delivery.receipt, now))
     }
 
     async fn reserve_some(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>> {

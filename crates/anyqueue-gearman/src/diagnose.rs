@@ -11,8 +11,15 @@ use crate::names::PROBE;
 use crate::packet::{Reply, submit_at};
 use crate::server::Server;
 
-/// The function of jobs that find out what a server takes. Nobody announces it.
+/// The functions of jobs that find out what a server takes, and what time it has. Nobody announces them.
 const FUNCTION: &str = ";probe";
+const CLOCK: &str = ";clock";
+
+/// Clocks that differ by more than this make delays and the leases of frozen workers end early or late.
+const SKEW: Duration = Duration::from_secs(2);
+
+/// So often is the time asked for before it is taken as another one.
+const TRIES: usize = 3;
 
 /// Looks at all servers.
 pub(crate) async fn findings(hub: &Hub) -> Vec<Finding> {
@@ -26,6 +33,17 @@ pub(crate) async fn findings(hub: &Hub) -> Vec<Finding> {
             Ok(_) => {
                 of_store(hub.config.store, &mut add);
                 if let Some(text) = takes_jobs_for_later(hub, server).await {
+                    add(Severity::Problem, text);
+                }
+                let mut text = None;
+                for _ in 0..TRIES {
+                    // Somebody else who looks at the same moment takes our jobs, or leaves us his.
+                    text = has_another_time(hub, server).await;
+                    if text.is_none() {
+                        break;
+                    }
+                }
+                if let Some(text) = text {
                     add(Severity::Problem, text);
                 }
                 let version = server.version().unwrap_or_default();
@@ -77,6 +95,29 @@ async fn takes_jobs_for_later(hub: &Hub, server: &Server) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// Submits jobs that were due a moment ago and that will be in a moment, and looks which ones the server gives out.
+async fn has_another_time(hub: &Hub, server: &Server) -> Option<String> {
+    let session = server.session().await.ok()?;
+    let now = hub.second_after(Duration::ZERO);
+    let (before, after) = (now - 1 - SKEW.as_secs(), now + SKEW.as_secs());
+    let job = |due: u64| {
+        submit_at(due, CLOCK, &format!(";clock:{due}:{}", std::process::id()), Bytes::from_static(b"what time is it?"))
+    };
+    let handles = session.call(vec![job(before), job(after)]).await.ok()?.into_iter().filter_map(|reply| match reply {
+        Reply::Created(handle) => Some(handle),
+        _ => None,
+    });
+    let handles: Vec<_> = handles.collect();
+    let given = hub.empty(server, CLOCK).await.ok()?;
+    session.cancel(handles).await.ok()?;
+    let (word, what) = match given {
+        0 => ("behind", "delayed tasks come late"),
+        1 => return None,
+        _ => ("ahead of", "delayed tasks come early"),
+    };
+    Some(format!("its clock is {} s or more {word} this machine's, so {what}; set both by NTP", SKEW.as_secs()))
 }
 
 fn of_version(version: &str, add: &mut impl FnMut(Severity, String)) {

@@ -21,6 +21,8 @@ pub(crate) struct Stage {
 struct State {
     ready: VecDeque<Delivery>,
     wanted: usize,
+    /// What the present call asked for: lines may look for more than that, and never give back more.
+    asked: usize,
     /// Of each server: the call for which it was looked at last, and what went wrong.
     looked: Vec<(u64, Option<Error>)>,
     closed: Option<Error>,
@@ -49,7 +51,7 @@ pub(crate) enum Looks {
 impl Feed {
     pub(crate) fn new(queue: Arc<Queue>, ttr: Duration, servers: usize) -> Self {
         let looked = (0..servers).map(|_| (0, None)).collect();
-        let state = State { ready: VecDeque::new(), wanted: 0, looked, closed: None, bringing: 0 };
+        let state = State { ready: VecDeque::new(), wanted: 0, asked: 0, looked, closed: None, bringing: 0 };
         Self { queue, ttr, bell: Notify::new(), stage: watch::Sender::default(), state: Mutex::new(state) }
     }
 
@@ -59,13 +61,16 @@ impl Feed {
 
     /// Says that up to so many are wanted from now on, until what is returned is dropped.
     pub(crate) fn begin(&self, max: usize) -> Waiting<'_> {
-        self.state().wanted = max;
+        {
+            let mut state = self.state();
+            (state.wanted, state.asked) = (max, max);
+        }
         self.stage.send_modify(|stage| (stage.round, stage.waiting) = (stage.round + 1, true));
         Waiting(self)
     }
 
     /// Takes what has come and is still reserved.
-    pub(crate) fn take(&self, max: usize, still: impl Fn(&Delivery) -> bool) -> Result<Vec<Delivery>> {
+    pub(crate) fn take(&self, max: usize, mut still: impl FnMut(&Delivery) -> bool) -> Result<Vec<Delivery>> {
         let mut state = self.state();
         let mut taken = Vec::new();
         while taken.len() < max
@@ -103,7 +108,7 @@ impl Feed {
         let stage = *self.stage.borrow();
         let mut state = self.state();
         if stage.waiting && stage.round == round {
-            state.wanted += unused;
+            state.wanted = (state.wanted + unused).min(state.asked);
         }
         let refused = match found {
             Ok(deliveries) if state.closed.is_some() => deliveries,

@@ -14,78 +14,111 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::hub::{Hub, Queue};
 use crate::lease::Guard;
-use crate::names::{MAX_UNIQUE, guards};
-use crate::packet::{Job, Reply, status, submit_at};
+use crate::names::guards;
+use crate::packet::{Job, Reply, Status, status, submit_at};
 use crate::server::{Server, Session};
 
 /// A guard falls due at the latest after this time, and is put again if the lease goes on. A job server keeps a cancelled
-/// job's data in memory until it would have been due.
-pub(crate) const HOP: Duration = Duration::from_secs(120);
+/// job in memory until it would have been due, and goes through all of those whenever it is asked for what is due.
+pub(crate) const HOP: Duration = Duration::from_secs(20);
 
 /// So many guards are written at once.
 const PART: usize = 32;
 
-/// The data of a guard: the unique id of its task, and the task.
-pub(crate) fn wrap(unique: &str, body: &Bytes) -> Bytes {
-    let mut data = BytesMut::with_capacity(unique.len() + 1 + body.len());
-    data.put_slice(unique.as_bytes());
-    data.put_u8(0);
-    data.put_slice(body);
+/// What a guard or a mark says of the job that it is about: its unique id, its handle, and its data.
+pub(crate) fn wrap(job: &Job) -> Bytes {
+    let mut data = BytesMut::with_capacity(job.unique.len() + job.handle.len() + 2 + job.data.len());
+    for name in [&job.unique, &job.handle] {
+        data.put_slice(name.as_bytes());
+        data.put_u8(0);
+    }
+    data.put_slice(&job.data);
     data.freeze()
 }
 
-/// Reads the data of a guard.
-pub(crate) fn unwrap(data: &Bytes) -> Option<(String, Bytes)> {
-    let end = data.iter().position(|byte| *byte == 0)?;
-    let unique = std::str::from_utf8(&data[..end]).ok()?.to_owned();
-    Some((unique, data.slice(end + 1..)))
+/// Reads it. The job was in this function.
+pub(crate) fn unwrap(data: &Bytes, function: &str) -> Option<Job> {
+    let mut rest = data.clone();
+    let mut name = || {
+        let end = rest.iter().position(|byte| *byte == 0)?;
+        let name = std::str::from_utf8(&rest[..end]).ok()?.to_owned();
+        rest = rest.slice(end + 1..);
+        Some(name)
+    };
+    let (unique, handle) = (name()?, name()?);
+    Some(Job { handle, function: function.to_owned(), unique, data: rest })
 }
 
-/// Whether a job can be found again by its unique id: one without, with `-`, or with one that is cut off, cannot.
-pub(crate) fn can_be_guarded(job: &Job) -> bool {
-    !matches!(job.unique.as_str(), "" | "-") && job.unique.len() <= MAX_UNIQUE
-}
+/// A guard that was written, and whether one was there.
+pub(crate) type Guarded = (Guard, bool);
 
 impl Hub {
     /// Writes guards of jobs that were just reserved: of each, its guard, and whether one was there, left by a worker that
-    /// ended without a word. Jobs that nobody could find again have none.
-    pub(crate) async fn guard(
-        &self,
-        server: &Server,
-        queue: &Queue,
-        jobs: &[(Job, Moment)],
-    ) -> Result<Vec<(Option<Guard>, bool)>> {
-        let session = server.session().await?;
+    /// ended without a word.
+    pub(crate) async fn guard(&self, server: &Server, queue: &Queue, jobs: &[(Job, Moment)]) -> Vec<Result<Guarded>> {
         let mut guarded = Vec::with_capacity(jobs.len());
         for part in jobs.chunks(PART) {
-            let mut packets = Vec::with_capacity(part.len() * 3);
-            for (job, deadline) in part.iter().filter(|(job, _)| can_be_guarded(job)) {
-                let [first, second] = guards(&queue.functions, &job.unique);
-                let due = self.second_of(*deadline).min(self.second_after(HOP)) + 1;
-                packets.extend([status(&first), status(&second)]);
-                packets.push(submit_at(due, &queue.functions.guard, &first, wrap(&job.unique, &job.data)));
-            }
-            let mut replies = session.call(packets).await?.into_iter();
-            for (job, _) in part {
-                let of_one = if can_be_guarded(job) { one(&mut replies, &session)? } else { (None, false) };
-                guarded.push(of_one);
+            match self.guard_part(server, queue, part).await {
+                Ok(some) => guarded.extend(some),
+                Err(e) => guarded.extend(part.iter().map(|_| Err(e.duplicate()))),
             }
         }
-        Ok(guarded)
+        guarded
+    }
+
+    async fn guard_part(&self, server: &Server, queue: &Queue, jobs: &[(Job, Moment)]) -> Result<Vec<Result<Guarded>>> {
+        let session = server.session().await?;
+        let packet = |(job, deadline): &(Job, Moment), name: &str| {
+            let due = self.second_of(*deadline).min(self.second_after(HOP)) + 1;
+            submit_at(due, &queue.functions.guard, name, wrap(job))
+        };
+        let names: Vec<_> = jobs.iter().map(|(job, _)| guards(&queue.functions, job)).collect();
+        let asked = names.iter().zip(jobs).flat_map(|([first, second], job)| [status(first), status(second), packet(job, first)]);
+        let mut replies = session.call(asked.collect()).await?.into_iter();
+        let mut written: Vec<_> = jobs.iter().map(|_| one(&mut replies)).collect();
+        // One that was there falls due when it was to, or is cancelled already: another one is put beside it.
+        let met = |(at, one): (usize, &Result<Written>)| one.as_ref().is_ok_and(|one| one.first && !one.second).then_some(at);
+        let met: Vec<usize> = written.iter().enumerate().filter_map(met).collect();
+        if !met.is_empty() {
+            let beside = session.call(met.iter().map(|at| packet(&jobs[*at], &names[*at][1])).collect()).await?;
+            for (at, reply) in met.into_iter().zip(beside) {
+                written[at] = handle(reply).map(|handle| Written { first: true, second: false, handle });
+            }
+        }
+        let guarded = |one: Written| (Guard { session: session.clone(), handle: one.handle }, one.first || one.second);
+        Ok(written.into_iter().map(|one| one.map(guarded)).collect())
     }
 }
 
-fn one(replies: &mut impl Iterator<Item = Reply>, session: &Arc<Session>) -> Result<(Option<Guard>, bool)> {
+/// A guard's handle, and whether its two names were known before.
+struct Written {
+    first: bool,
+    second: bool,
+    handle: String,
+}
+
+fn one(replies: &mut impl Iterator<Item = Reply>) -> Result<Written> {
     match (replies.next(), replies.next(), replies.next()) {
-        (Some(Reply::Status(first)), Some(Reply::Status(second)), Some(Reply::Created(handle))) => {
-            Ok((Some(Guard { session: session.clone(), handle }), first.known || second.known))
+        (Some(Reply::Status(Status { known: first, .. })), Some(Reply::Status(Status { known: second, .. })), Some(created)) => {
+            handle(created).map(|handle| Written { first, second, handle })
         }
-        (_, _, Some(Reply::Refused { code, text })) => {
+        _ => Err(Error::new(ErrorKind::Protocol, "the job server's answers are out of order")),
+    }
+}
+
+fn handle(reply: Reply) -> Result<String> {
+    match reply {
+        Reply::Created(handle) => Ok(handle),
+        Reply::Refused { code, text } if text.contains("full") => {
+            let help = "the function of the guards has as many jobs as `maxqueue` allows; raise it with `gearadmin`";
+            Err(Error::new(ErrorKind::Full, format!("{help} ({code}, {text})")))
+        }
+        Reply::Refused { code, text } => {
             let help = "this job server takes no job for later, so nothing can be guarded or delayed on it; \
                         use its libsqlite3 or MySQL module, or `lease = \"connection\"`";
             Err(Error::new(ErrorKind::Unsupported, format!("{help} ({code}, {text})")))
         }
-        _ => Err(Error::new(ErrorKind::Protocol, "the job server's answers are out of order")),
+        other => Err(crate::error::unexpected(&other, "SUBMIT_JOB_EPOCH")),
     }
 }
 
@@ -113,7 +146,7 @@ pub(crate) async fn sweep(mut swept: mpsc::UnboundedReceiver<Sweep>) {
                 },
             }
         }
-        for cancelled in join_all(sessions.iter().map(|(session, handles)| session.cancel(handles))).await {
+        for cancelled in join_all(sessions.iter().map(|(session, handles)| session.cancel(handles.clone()))).await {
             if let Err(e) = cancelled {
                 tracing::debug!(
                     error = anyqueue_core::chain(&e),

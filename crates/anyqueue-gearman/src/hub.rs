@@ -20,8 +20,8 @@ use crate::feed::Feed;
 use crate::guard::Sweep;
 use crate::lease::Leases;
 use crate::mark::Pause;
-use crate::names::{Band, Functions, Kind, Unique};
-use crate::packet::{Reply, submit, submit_at};
+use crate::names::{Band, Functions, Kind, Unique, made_by_others, native_id};
+use crate::packet::{Job, Reply, submit, submit_at};
 use crate::server::{Counters, Server};
 
 /// So many jobs are submitted before their answers are awaited. A job server does all of it in one go, and with a slow
@@ -221,13 +221,24 @@ impl Hub {
     }
 
     /// What a job's unique id says; of a job that others made, what its body says.
-    pub(crate) fn unique(&self, queue: &Queue, name: &str, body: &Bytes, ttr: Duration) -> Unique {
-        match Unique::read(name) {
+    pub(crate) fn unique(&self, queue: &Queue, job: &Job, ttr: Duration) -> Unique {
+        match Unique::read(&job.unique) {
             Some(own) if queue.functions.owns(&own) => own,
             _ => {
-                let task = self.read(queue, name, body, ttr);
-                Unique::sent(&queue.functions, task.id, Kind::Ready, queue.band(task.priority), task.ttr)
+                let task = self.read(queue, native_id(job), &job.data, ttr);
+                let own = Unique::sent(&queue.functions, task.id, Kind::Ready, queue.band(task.priority), task.ttr);
+                // Two jobs that others made may say the same of themselves, and what follows them must not be one job.
+                own.made_at(made_by_others(job))
             }
+        }
+    }
+
+    /// The body of a copy: the next job has another unique id, so a task whose id was made from that now has it within.
+    pub(crate) fn body_of_copy(&self, queue: &Queue, job: &Job, ttr: Duration) -> Bytes {
+        let task = self.read(queue, native_id(job), &job.data, ttr);
+        match (task.wire.id, &task.unreadable) {
+            (None, None) => task.snoozed(Duration::ZERO).body,
+            _ => job.data.clone(),
         }
     }
 

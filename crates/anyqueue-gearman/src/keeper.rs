@@ -69,21 +69,20 @@ impl Hub {
             by_link.entry(lease.link.number).or_default().push(at);
         }
         let on_link = async |places: &Vec<usize>| {
-            let mut packets: Vec<Packet> = places.iter().map(|at| complete(&leases[*at].job.handle)).collect();
-            packets.push(echo());
+            // An end has no answer of its own unless it is refused, so each is followed by a question that has one.
+            let packets = places.iter().flat_map(|at| [complete(&leases[*at].job.handle), echo()]).collect();
             match leases[places[0]].link.call(packets).await {
-                // An end has no answer of its own, and which one was refused is not said.
-                Ok(answered) if answered.not_found == 0 => Ok(()),
-                Ok(_) => Err(Error::lease_lost().effect_unknown()),
+                Ok(answered) => Ok(answered.not_found),
                 Err(e) if e.effect() == anyqueue_core::Effect::None => Err(Error::lease_lost().because(e)),
                 Err(e) => Err(e),
             }
         };
         let mut answers: Vec<Result<()>> = leases.iter().map(|_| Ok(())).collect();
         for (places, answer) in by_link.values().zip(join_all(by_link.values().map(on_link)).await) {
-            for at in places {
+            for (nth, at) in places.iter().enumerate() {
                 match &answer {
-                    Ok(()) => {
+                    Ok(not_found) if not_found.contains(&nth) => answers[*at] = Err(Error::lease_lost().effect_unknown()),
+                    Ok(_) => {
                         if let Some(guard) = leases[*at].guard.clone() {
                             // It is looked at when it falls due if nobody cancels it.
                             drop(self.sweeping.send(Sweep::Guard(guard)));
@@ -99,10 +98,8 @@ impl Hub {
     /// Makes reserved tasks ready again with nothing counted.
     pub(crate) async fn give_back(&self, leases: Vec<Lease>) {
         let back = |lease: Lease| {
-            let (queue, own) = (lease.queue.clone(), &lease.unique);
-            let next = Unique::next(&queue.functions, own.id, Kind::Ready, own.band, own.ttr, own.lost);
-            let packet = self.job(&queue, &next, Duration::ZERO, lease.job.data.clone());
-            (lease, packet)
+            let next = uncounted(&lease);
+            self.followed_by(lease, &next)
         };
         for (lease, answer) in self.replace(leases.into_iter().map(back).collect()).await {
             if let Err(e) = answer {
@@ -110,6 +107,13 @@ impl Hub {
                 tracing::warn!(queue, error, "a task cannot be given back; it comes again when its connection or lease ends");
             }
         }
+    }
+
+    /// A reserved task, and the job that makes it ready again.
+    fn followed_by(&self, lease: Lease, next: &Unique) -> (Lease, Packet) {
+        let body = self.body_of_copy(&lease.queue, &lease.job, lease.unique.ttr);
+        let packet = self.job(&lease.queue, next, Duration::ZERO, body);
+        (lease, packet)
     }
 
     /// Makes tasks ready again whose workers said nothing in time.
@@ -120,9 +124,8 @@ impl Hub {
         }
         self.finish(&taken).await;
         let again = |lease: Lease| {
-            let next = lease.unique.after_loss();
-            let packet = self.job(&lease.queue.clone(), &next, Duration::ZERO, lease.job.data.clone());
-            (lease, packet)
+            let next = if lease.handed_out { lease.unique.after_loss() } else { uncounted(&lease) };
+            self.followed_by(lease, &next)
         };
         for (lease, answer) in self.replace(mine.into_iter().map(again).collect()).await {
             if let Err(e) = answer {
@@ -141,10 +144,15 @@ impl Hub {
             return false;
         }
         let Ok(session) = lease.server.session().await else { return false };
-        let asked = guards(&lease.queue.functions, &lease.job.unique).map(|unique| status(&unique));
+        let asked = guards(&lease.queue.functions, &lease.job).map(|unique| status(&unique));
         match session.call(asked.into()).await {
             Ok(replies) => !replies.iter().any(|reply| matches!(reply, Reply::Status(status) if status.known)),
             Err(_) => false,
         }
     }
+}
+
+fn uncounted(lease: &Lease) -> Unique {
+    let own = &lease.unique;
+    Unique::next(&lease.queue.functions, own.id, Kind::Ready, own.band, own.ttr, own.lost)
 }

@@ -31,6 +31,12 @@ pub(crate) struct Lease {
     /// Past it nothing is sent in the worker's name.
     pub(crate) deadline: Moment,
     pub(crate) guard: Option<Guard>,
+    /// What is noted with the job, so that its guard knows it.
+    pub(crate) number: u32,
+    /// Whether a worker has it. One that is still on its way to one is lost by nobody.
+    pub(crate) handed_out: bool,
+    /// When the job that follows was made, once one was submitted whose answer did not come.
+    pub(crate) next: Option<u64>,
     /// Touches that the server has not answered yet: a slow one must not cost the lease.
     pub(crate) touching: usize,
 }
@@ -70,8 +76,10 @@ impl Leases {
         self.by_tag.insert(receipt.tag, lease);
     }
 
-    pub(crate) fn get(&self, receipt: &Receipt, now: Moment) -> Option<&Lease> {
-        self.holds(receipt, now).then(|| self.by_tag.get(&receipt.tag)).flatten()
+    /// Notes that a worker gets it, if it still holds.
+    pub(crate) fn hand_out(&mut self, receipt: &Receipt, now: Moment) -> bool {
+        let lease = self.holds(receipt, now).then(|| self.by_tag.get_mut(&receipt.tag)).flatten();
+        lease.map(|lease| lease.handed_out = true).is_some()
     }
 
     /// Looks at a reservation that is about to be touched, if it holds.

@@ -21,13 +21,21 @@
 //! Good to know:
 //! * Within one function high comes before normal and normal before low. Jobs for later would hide low ones, and are
 //!   therefore kept in functions of their own.
-//! * A cancelled job stays in the server's memory until it would have been due, at most two minutes for a guard, and is
-//!   counted meanwhile.
+//! * A cancelled job stays in the server's memory until it would have been due, at most twenty seconds for a guard, and is
+//!   counted meanwhile. What is submitted with its unique id is taken for it and lost: so no guard has a name that others
+//!   may use, and a keyed task is sent under its own id while a frozen worker has an old job of its key. Other clients do
+//!   not know of that.
 //! * A client that waits for a result (a foreground job) gets an empty one when its task is settled in any way.
-//! * A job that somebody submitted with the unique id `-` or none at all cannot be found again, and is not guarded.
+//! * A job that somebody submitted with the unique id `-` or none at all is known by its handle, which is another one when
+//!   the server has been restarted: its guard is then of no use, and a body without an id has another one.
+//! * Delayed tasks with a unique key are not found by `delete` and `purge`: the server lists keys without their functions.
+//! * Leases of frozen workers and delays are kept by the machines' clocks, which must agree; `queue-runner check` tells when
+//!   the server's is 2 s off. A lease that ended is seen in the next second: up to 2.03 s after its end.
+//! * Of several servers one that does not answer at all delays who finds nothing at the others by the connection's patience.
 //! * A frozen worker's task is marked in `<queue>;late` when another takes its place, since the server counts it as running
 //!   until that worker goes on or ends.
-//! * Whoever is frozen or cut off in the moment in which it moves a due task keeps it until its connection ends.
+//! * Whoever is frozen or cut off in the moment in which it moves a due task, or between getting a task and guarding it,
+//!   keeps it until its connection ends.
 //!
 //! The rooms: `packet` and `link` (one connection, many requests under way, on the codec of the `gearman` crate), `server`
 //! (the connections to one job server), `hub` (what all parts share), `names` (functions and unique ids), `send`, `line`,
@@ -80,11 +88,12 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     ),
     delay: Support::Emulated(
         Bounds { max: MAX_DELAY, step: STEP },
-        "workers look once a second for what is due; while none runs, nothing is moved",
+        "workers look once a second for what is due by the server's clock; while none runs, nothing is moved",
     ),
     ttr: Support::Emulated(
         Bounds { max: MAX_TTR, step: STEP },
-        "kept by the worker's clock; a frozen worker's task comes back by its guard, which another worker must be there to see",
+        "kept by the worker's clock; a frozen worker's task comes back by its guard, which another worker must be there to \
+         see; one frozen before it could write its guard keeps its task until its connection ends",
     ),
     touch: Support::Emulated(None, "kept by the worker's clock and noted with the task"),
     retry: Support::Emulated((), COPY),
@@ -94,7 +103,10 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     ),
     hold: Support::Emulated((), "held tasks are in the function `<queue>;held`; a crash while one moves there makes a duplicate"),
     delete_held: Support::Emulated((), "all held tasks are reserved for a moment to find the one"),
-    delete_waiting: Support::Emulated((), "found in the list of all jobs of the server; only tasks that anyqueue has sent"),
+    delete_waiting: Support::Emulated(
+        (),
+        "found in the list of all jobs of the server; only tasks that anyqueue has sent, and none with a unique key",
+    ),
     peek: Support::Emulated(
         (),
         "the tasks are reserved for a moment and go behind the others of their level; delayed ones are counted and not shown",

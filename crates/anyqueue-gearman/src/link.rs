@@ -32,11 +32,11 @@ const QUIET: Duration = Duration::from_secs(1);
 /// The least room for what is read at once.
 const ROOM: usize = 16 * 1024;
 
-/// The answers to one request, in order, and how many of the jobs that it ended or renewed were not ours.
+/// The answers to one request, in order, and where jobs that it ended or renewed were not ours: after how many of them.
 #[derive(Debug, Default)]
 pub(crate) struct Answered {
     pub(crate) replies: Vec<Reply>,
-    pub(crate) not_found: usize,
+    pub(crate) not_found: Vec<usize>,
 }
 
 /// Answers that are on their way.
@@ -262,7 +262,7 @@ impl Inner {
                 Some(Word::Reply(reply)) => Self::answer(&mut state, reply)?,
                 Some(Word::NotFound) => {
                     if let Some(due) = state.due.front_mut() {
-                        due.got.not_found += 1;
+                        due.got.not_found.push(due.got.replies.len());
                     }
                 }
                 Some(Word::Wake) => {

@@ -3,6 +3,7 @@
 //! A job server forgets a function that has no jobs and no workers when it is restarted. So each queue has a job that
 //! nobody works in a function of its own, and a paused one has another, whose data says until when.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,12 +26,40 @@ const FRESH: Duration = Duration::from_millis(400);
 const TRIES: u32 = 40;
 const BETWEEN: Duration = Duration::from_millis(25);
 
-/// What is known of a queue's pause.
+/// A mark that was read some time ago is read again: another one may have its unique id by now.
+const SAME: Duration = Duration::from_secs(5);
+
+/// What is known of a queue's pause on one server.
+#[derive(Debug)]
+struct Known {
+    checked: Moment,
+    mark: Option<Mark>,
+}
+
+/// What is known of a queue's pause, by the servers' places.
 #[derive(Debug, Default)]
-pub(crate) struct Pause {
-    checked: Option<Moment>,
-    /// The mark's unique id, and until when it says, in milliseconds since 1970.
-    mark: Option<(String, Option<u64>)>,
+pub(crate) struct Pause(HashMap<usize, Known>);
+
+/// A mark, read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mark {
+    unique: String,
+    read: Moment,
+    /// In milliseconds since 1970.
+    until: Option<u64>,
+    since: u64,
+}
+
+impl Mark {
+    fn read(job: &Job, now: Moment) -> Self {
+        let text = String::from_utf8_lossy(&job.data).into_owned();
+        let number = |name| text.split(' ').skip_while(|word| *word != name).nth(1).and_then(|number| number.parse().ok());
+        Self { unique: job.unique.clone(), read: now, until: number("until"), since: number("since").unwrap_or(0) }
+    }
+
+    fn is_over(&self, now: u64) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
 }
 
 fn lock(pause: &Mutex<Pause>) -> std::sync::MutexGuard<'_, Pause> {
@@ -38,7 +67,7 @@ fn lock(pause: &Mutex<Pause>) -> std::sync::MutexGuard<'_, Pause> {
 }
 
 impl Hub {
-    async fn statuses(&self, server: &Server, uniques: &[String]) -> Result<Vec<Status>> {
+    pub(crate) async fn statuses(&self, server: &Server, uniques: &[String]) -> Result<Vec<Status>> {
         let replies = server.session().await?.call(uniques.iter().map(|unique| status(unique)).collect()).await?;
         let one = |reply| match reply {
             Reply::Status(status) => Ok(status),
@@ -100,7 +129,7 @@ impl Hub {
     async fn marks(&self, server: &Server, queue: &Queue) -> Result<(std::sync::Arc<Link>, Vec<Job>)> {
         let link = server.connect("anyqueue:pause").await?;
         for _ in 0..TRIES {
-            let answered = link.call(vec![can_do(&queue.functions.pause), grab(), grab()]).await?;
+            let answered = link.call(vec![can_do(&queue.functions.pause), grab(), grab(), grab(), grab()]).await?;
             let marks: Vec<Job> = answered.replies.into_iter().filter_map(assigned).collect();
             let known = self.statuses(server, &queue.functions.pause_ids()).await?.iter().filter(|of| of.known).count();
             if marks.len() >= known {
@@ -113,29 +142,34 @@ impl Hub {
         Err(Error::new(ErrorKind::Busy, "somebody else has the queue's mark of a pause; try again"))
     }
 
-    /// The pause that is marked on one server.
-    async fn marked(&self, server: &Server, queue: &Queue) -> Result<Option<(String, Option<u64>)>> {
+    /// The pause that is marked on one server. Of several marks, left by whoever died between two, the last one.
+    async fn marked(&self, server: &Server, queue: &Queue) -> Result<Option<Mark>> {
         let known = self.statuses(server, &queue.functions.pause_ids()).await?;
-        let unique = known.iter().zip(queue.functions.pause_ids()).find(|(status, _)| status.known).map(|(_, unique)| unique);
-        let Some(unique) = unique else { return Ok(None) };
-        if let Some((same, until)) = &lock(&queue.pause).mark
-            && *same == unique
+        let mut known =
+            known.iter().zip(queue.functions.pause_ids()).filter(|(status, _)| status.known).map(|(_, unique)| unique);
+        let Some(unique) = known.next() else { return Ok(None) };
+        let (now, millis) = (self.clock.now(), unix_millis(self.clock.wall()));
+        if let Some(Known { mark: Some(mark), .. }) = lock(&queue.pause).0.get(&server.place)
+            && mark.unique == unique
+            && known.next().is_none()
+            && now.since(mark.read) < SAME
+            && !mark.is_over(millis)
         {
-            return Ok(Some((unique, *until)));
+            return Ok(Some(mark.clone()));
         }
-        let (link, marks) = self.marks(server, queue).await?;
-        link.call(vec![cant_do(&queue.functions.pause), echo()]).await?;
-        Ok(marks.into_iter().next_back().map(|mark| {
-            let until = std::str::from_utf8(&mark.data).ok().and_then(|text| text.strip_prefix("until ")?.parse().ok());
-            (mark.unique, until)
-        }))
+        let (link, jobs) = self.marks(server, queue).await?;
+        let marks: Vec<_> = jobs.iter().map(|job| Mark::read(job, now)).collect();
+        // One whose time is over is in nobody's way, and is read again and again while it is there.
+        let over = jobs.iter().zip(&marks).filter(|(_, mark)| mark.is_over(millis)).map(|(job, _)| complete(&job.handle));
+        link.call(over.chain([cant_do(&queue.functions.pause), echo()]).collect()).await?;
+        Ok(marks.into_iter().max_by_key(|mark| mark.since).filter(|mark| !mark.is_over(millis)))
     }
 
-    fn paused_until(&self, mark: &Option<(String, Option<u64>)>) -> Paused {
-        match mark {
+    fn paused_until(&self, mark: Option<&Mark>) -> Paused {
+        match mark.map(|mark| mark.until) {
             None => Paused::No,
-            Some((_, None)) => Paused::Yes(None),
-            Some((_, Some(until))) => match until.saturating_sub(unix_millis(self.clock.wall())) {
+            Some(None) => Paused::Yes(None),
+            Some(Some(until)) => match until.saturating_sub(unix_millis(self.clock.wall())) {
                 0 => Paused::No,
                 left => Paused::Yes(Some(Duration::from_millis(left))),
             },
@@ -145,32 +179,40 @@ impl Hub {
     /// Whether a queue is paused, now or as was found out a moment ago.
     pub(crate) async fn is_paused(&self, server: &Server, queue: &Queue, now_at_once: bool) -> Result<bool> {
         let now = self.clock.now();
-        if !now_at_once {
-            let pause = lock(&queue.pause);
-            if pause.checked.is_some_and(|checked| now.since(checked) < FRESH) {
-                return Ok(self.paused_until(&pause.mark) != Paused::No);
-            }
+        if !now_at_once
+            && let Some(known) = lock(&queue.pause).0.get(&server.place)
+            && now.since(known.checked) < FRESH
+        {
+            return Ok(self.paused_until(known.mark.as_ref()) != Paused::No);
         }
         let mark = self.marked(server, queue).await?;
-        let paused = self.paused_until(&mark) != Paused::No;
-        *lock(&queue.pause) = Pause { checked: Some(now), mark };
+        let paused = self.paused_until(mark.as_ref()) != Paused::No;
+        lock(&queue.pause).0.insert(server.place, Known { checked: now, mark });
         Ok(paused)
     }
 
     fn forget_pause(queue: &Queue) {
-        *lock(&queue.pause) = Pause::default();
+        lock(&queue.pause).0.clear();
         queue.bell.notify_waiters();
     }
 
     pub(crate) async fn pause(&self, queue: &Queue, time: Option<Duration>) -> Result<()> {
-        let until = time.map(|time| unix_millis(self.clock.wall()).saturating_add(time.as_millis() as u64));
-        let text = until.map_or_else(|| "paused".to_owned(), |until| format!("until {until}"));
+        let now = unix_millis(self.clock.wall());
+        let until = time.map(|time| now.saturating_add(time.as_millis() as u64));
+        let text = until.map_or_else(|| format!("paused since {now}"), |until| format!("until {until} since {now}"));
+        let ids = queue.functions.pause_ids();
+        // Who knows the mark of a pause that was lifted a moment ago meets one of another id.
+        let turn = (now / 1000) as usize % ids.len();
         for server in self.live().await? {
-            let (link, old) = self.marks(server, queue).await?;
-            // The server would take a second mark of the same id as the first one.
-            let free = queue.functions.pause_ids().into_iter().find(|id| old.iter().all(|mark| mark.unique != *id));
-            let unique = free.unwrap_or_else(|| queue.functions.pause_ids()[0].clone());
-            self.put_mark(server, &queue.functions.pause, &unique, &text).await?;
+            let (link, mut old) = self.marks(server, queue).await?;
+            if old.len() >= ids.len() {
+                // The server would take a second mark of the same id as the first one.
+                let one = old.swap_remove(0);
+                link.call(vec![complete(&one.handle), echo()]).await?;
+            }
+            let mut by_turn = (0..ids.len()).map(|at| &ids[(turn + at) % ids.len()]);
+            let free = by_turn.find(|id| old.iter().all(|mark| mark.unique != **id)).unwrap_or(&ids[0]);
+            self.put_mark(server, &queue.functions.pause, free, &text).await?;
             link.call(old.iter().map(|mark| complete(&mark.handle)).chain([echo()]).collect()).await?;
         }
         Self::forget_pause(queue);
@@ -188,7 +230,7 @@ impl Hub {
 
     pub(crate) async fn paused(&self, queue: &Queue) -> Result<Paused> {
         for server in self.live().await? {
-            if let paused @ Paused::Yes(_) = self.paused_until(&self.marked(server, queue).await?) {
+            if let paused @ Paused::Yes(_) = self.paused_until(self.marked(server, queue).await?.as_ref()) {
                 return Ok(paused);
             }
         }

@@ -4,10 +4,11 @@
 //! second, just after the second has begun. Who dies half-way leaves a job that the next one moves: to the same unique
 //! id, so that it is there once.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
-use anyqueue_core::{Error, Result, time::DEFAULT_TTR};
+use anyqueue_core::{Error, ErrorKind, Moment, Result, time::DEFAULT_TTR};
 use bytes::Bytes;
 use gearman::protocol::Packet;
 
@@ -15,8 +16,8 @@ use crate::error;
 use crate::guard::{HOP, unwrap, wrap};
 use crate::hub::{Hub, Queue};
 use crate::link::Link;
-use crate::names::{Kind, PROBE, Unique, late};
-use crate::packet::{Job, Reply, Status, can_do, complete, echo, grab, status, submit, submit_at};
+use crate::names::{Kind, PROBE, is_foreign, is_second, number, other_guard};
+use crate::packet::{Job, Reply, Status, can_do, cant_do, complete, echo, grab, status, status_of_handle, submit, submit_at};
 use crate::server::{Server, Session};
 
 /// So many jobs are grabbed at once.
@@ -31,11 +32,16 @@ const MOMENT: Duration = Duration::from_secs(2);
 /// How often it is looked whether a frozen worker still has a task whose place was taken.
 const STILL: Duration = Duration::from_secs(4);
 
+/// How long a function is left alone of which something could not be moved.
+const SHUT: Duration = Duration::from_secs(2);
+
 /// The connection of one mover, and the functions that it has announced.
 #[derive(Default)]
 struct Station {
     link: Option<Arc<Link>>,
     announced: usize,
+    /// Functions that were taken back from the server, until when.
+    shut: HashMap<String, Moment>,
 }
 
 /// Moves for as long as the broker lives.
@@ -72,23 +78,38 @@ pub(crate) async fn run(hub: Weak<Hub>, server: Arc<Server>) {
 impl Station {
     async fn look(&mut self, hub: &Hub, server: &Server, queues: &[Arc<Queue>]) -> Result<()> {
         if self.link.as_ref().is_none_or(|link| link.is_dead()) {
-            *self = Self { link: Some(server.connect("anyqueue:due").await?), announced: 0 };
+            *self = Self { link: Some(server.connect("anyqueue:due").await?), ..Self::default() };
         }
         let Some(link) = self.link.clone() else { return Err(error::closed()) };
         let new = queues.iter().skip(self.announced).flat_map(|queue| queue.functions.due());
-        link.submit(new.map(can_do).collect())?;
+        let now = hub.clock.now();
+        let open_again: Vec<_> = self.shut.extract_if(|_, until| *until <= now).map(|(function, _)| function).collect();
+        link.submit(new.chain(open_again.iter().map(String::as_str)).map(can_do).collect())?;
         self.announced = queues.len();
+        // The server goes through all that is not due for each job that it does not find: one asks for few at first.
+        let mut count = 1;
         loop {
-            let replies = link.call(vec![grab(); PART]).await?.replies;
+            let replies = link.call(vec![grab(); count]).await?.replies;
             let jobs: Vec<Job> = replies.into_iter().filter_map(assigned).collect();
-            if jobs.is_empty() {
-                return Ok(());
+            let all = jobs.len() == count;
+            for (function, e) in move_all(hub, server, &link, queues, jobs).await? {
+                if matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Closed) {
+                    return Err(e);
+                }
+                // Those that were not moved go back, and others are not kept waiting by them.
+                tracing::warn!(
+                    server = server.address,
+                    function,
+                    error = anyqueue_core::chain(&e),
+                    "a due task cannot be moved yet"
+                );
+                link.submit(vec![cant_do(&function)])?;
+                self.shut.insert(function, hub.clock.now() + SHUT);
             }
-            let all = jobs.len() == PART;
-            move_all(hub, server, &link, queues, jobs).await?;
             if !all {
                 return Ok(());
             }
+            count = (count * 2).min(PART);
         }
     }
 }
@@ -100,122 +121,149 @@ pub(crate) fn assigned(reply: Reply) -> Option<Job> {
     }
 }
 
-async fn move_all(hub: &Hub, server: &Server, link: &Link, queues: &[Arc<Queue>], jobs: Vec<Job>) -> Result<()> {
-    let (mut copies, mut done) = (Vec::new(), Vec::new());
+/// Moves jobs that are due: each one that was accepted at its next place is removed. Of the others, their functions and why.
+async fn move_all(
+    hub: &Hub,
+    server: &Server,
+    link: &Link,
+    queues: &[Arc<Queue>],
+    jobs: Vec<Job>,
+) -> Result<HashMap<String, Error>> {
+    let (mut done, mut copied, mut copies, mut refused) = (Vec::new(), Vec::new(), Vec::new(), HashMap::new());
     for job in jobs {
         let own = queues.iter().find(|queue| queue.functions.due().contains(&job.function.as_str()));
         let Some(queue) = own else { continue };
-        done.push(complete(&job.handle));
-        if job.data == PROBE {
-            continue;
-        }
-        if job.function == queue.functions.delay {
-            copies.push(due(hub, queue, &job));
-        } else if job.function == queue.functions.late {
-            copies.extend(hub.late_is_due(server, queue, &job).await?);
-        } else {
-            copies.extend(hub.guard_is_due(server, queue, &job).await?);
+        match next(hub, server, queue, &job).await {
+            Ok(None) => done.push(job),
+            Ok(Some(copy)) => (copied.push(job), copies.push(copy)).0,
+            Err(e) => drop(refused.insert(job.function, e)),
         }
     }
     // Confirmed first, removed second.
-    hub.put(server, copies).await.into_iter().collect::<Result<Vec<_>>>()?;
-    done.push(echo());
-    link.call(done).await.map(drop)
+    for (job, put) in copied.into_iter().zip(hub.put(server, copies).await) {
+        match put {
+            Ok(_) => done.push(job),
+            Err(e) => drop(refused.insert(job.function, e)),
+        }
+    }
+    if !done.is_empty() {
+        link.call(done.iter().map(|job| complete(&job.handle)).chain([echo()]).collect()).await?;
+    }
+    Ok(refused)
 }
 
-/// A delayed task in its queue.
-fn due(hub: &Hub, queue: &Queue, job: &Job) -> Packet {
-    let unique = hub.unique(queue, &job.unique, &job.data, DEFAULT_TTR).moved(Kind::Ready);
-    let name = if Unique::read(&job.unique).is_some() { unique.to_string() } else { job.unique.clone() };
-    hub.named_job(queue, &unique, &name, Duration::ZERO, job.data.clone())
+/// What follows a job that is due.
+async fn next(hub: &Hub, server: &Server, queue: &Queue, job: &Job) -> Result<Option<Packet>> {
+    if job.data == PROBE {
+        Ok(None)
+    } else if job.function == queue.functions.delay {
+        hub.delayed_is_due(server, queue, job).await.map(Some)
+    } else if job.function == queue.functions.late {
+        hub.late_is_due(server, queue, job).await
+    } else {
+        hub.guard_is_due(server, queue, job).await
+    }
 }
 
 impl Hub {
-    /// What follows a guard that is due: nothing if its task is not running, itself again if the lease goes on, and the
-    /// task if the lease is over.
+    /// A delayed task in its queue.
+    async fn delayed_is_due(&self, server: &Server, queue: &Queue, job: &Job) -> Result<Packet> {
+        let unique = self.unique(queue, job, DEFAULT_TTR).moved(Kind::Ready);
+        let keeps_its_key = is_foreign(&queue.functions, &job.unique) && !self.is_late(server, queue, &job.unique).await?;
+        let name = if keeps_its_key { job.unique.clone() } else { unique.to_string() };
+        Ok(self.named_job(queue, &unique, &name, Duration::ZERO, job.data.clone()))
+    }
+
+    /// What follows a guard that is due: nothing if its task is gone, itself again if the lease goes on or nobody has taken
+    /// the task since its worker ended, and the task if the lease is over.
     async fn guard_is_due(&self, server: &Server, queue: &Queue, guard: &Job) -> Result<Option<Packet>> {
-        let Some((unique, body)) = unwrap(&guard.data) else { return Ok(None) };
-        let session = server.session().await?;
-        let of_task = status_of(&session, &unique).await?;
-        if !of_task.known || !of_task.running {
+        let Some(task) = unwrap(&guard.data, &queue.functions.ready) else { return Ok(None) };
+        let again = |due: u64| {
+            let due = due.min(self.second_after(HOP)) + 1;
+            Ok(Some(submit_at(due, &queue.functions.guard, &other_guard(&guard.unique), guard.data.clone())))
+        };
+        let of_task = status_of(&*server.session().await?, queue, &task).await?;
+        if !of_task.known {
             return Ok(None);
         }
-        let again = |due: u64| {
-            let name = other_guard(&guard.unique);
-            Some(submit_at(due.min(self.second_after(HOP)) + 1, &queue.functions.guard, &name, wrap(&unique, &body)))
-        };
-        match self.lease_of(&of_task) {
-            Some(until) if until > self.second_after(Duration::ZERO) - 1 => return Ok(again(until)),
-            None if !is_second(&guard.unique) => return Ok(again(self.second_after(MOMENT))),
-            _ => {}
+        if !of_task.running {
+            // Who reserves it next is to learn that a worker has died.
+            return again(self.second_after(HOP));
         }
-        self.take_over(server, queue, &unique, body).await?;
+        if of_task.until == 0 {
+            // Its worker has only just got it, or is none of ours.
+            return if is_second(&guard.unique) { Ok(None) } else { again(self.second_after(MOMENT)) };
+        }
+        if of_task.number != number(&guard.unique) {
+            return Ok(None);
+        }
+        let until = u64::from(of_task.until) + LEASE_EPOCH;
+        if until > self.second_after(Duration::ZERO) - 1 {
+            return again(until);
+        }
+        self.take_over(server, queue, task).await?;
         Ok(None)
     }
 
     /// Puts a copy in the place of a task whose worker is frozen, and sees to it that the task does not come back when
     /// that worker ends.
-    async fn take_over(&self, server: &Server, queue: &Queue, unique: &str, body: Bytes) -> Result<()> {
-        let next = self.unique(queue, unique, &body, DEFAULT_TTR).after_loss();
-        let copy = self.job(queue, &next, Duration::ZERO, body);
-        // The old one is counted as running until its worker goes on or ends.
-        let mark = late_mark(self.second_after(MOMENT), queue, unique);
-        self.put(server, vec![copy, mark]).await.into_iter().collect::<Result<Vec<_>>>()?;
+    async fn take_over(&self, server: &Server, queue: &Queue, mut task: Job) -> Result<()> {
+        let next = self.unique(queue, &task, DEFAULT_TTR).after_loss();
+        let copy = self.job(queue, &next, Duration::ZERO, self.body_of_copy(queue, &task, next.ttr));
+        self.put_one(server, copy).await?;
         tracing::info!(queue = queue.name.as_str(), task = %next.id, "a task's lease has ended and its worker says nothing: it is ready again");
-        self.cancel(server, queue.functions.ready.as_str(), unique).await
-    }
-
-    /// What follows a mark of a task whose place was taken: itself again while the frozen worker has it.
-    async fn late_is_due(&self, server: &Server, queue: &Queue, mark: &Job) -> Result<Option<Packet>> {
-        let unique = String::from_utf8_lossy(&mark.data).into_owned();
-        let running = status_of(&*server.session().await?, &unique).await?.running;
-        Ok(running.then(|| late_mark(self.second_after(STILL), queue, &unique)))
-    }
-
-    /// Cancels a job by its unique id. The server cancels by handle only, and tells the handle to who submits the same
-    /// job again; if it is gone, what is cancelled is that second one.
-    pub(crate) async fn cancel(&self, server: &Server, function: &str, unique: &str) -> Result<()> {
-        let session = server.session().await?;
-        let probe = submit(crate::names::Band::Low, function, unique, Bytes::from_static(PROBE));
-        match session.call(vec![probe]).await?.as_slice() {
-            [Reply::Created(handle)] => session.cancel(std::slice::from_ref(handle)).await,
-            [other] => Err(error::unexpected(other, "SUBMIT_JOB")),
-            _ => Err(error::closed()),
+        if !is_foreign(&queue.functions, &task.unique) {
+            // The server may have been restarted since, and has other handles now.
+            task.handle = self.handle_of(server, &queue.functions.ready, &task.unique).await?;
         }
+        // The old one is counted as running until its worker goes on or ends, and swallows what has its unique id.
+        let name = &queue.functions.late_ids(&task.unique)[0];
+        if let Err(e) = self.put_one(server, late_mark(self.second_after(MOMENT), queue, name, &task)).await {
+            tracing::debug!(error = anyqueue_core::chain(&e), "a frozen worker's task is not marked: it is counted as reserved");
+        }
+        server.session().await?.cancel(vec![task.handle]).await
     }
 
-    /// Until which second a job is leased, if its worker has noted it.
-    fn lease_of(&self, status: &Status) -> Option<u64> {
-        Some(u64::from(status.until)).filter(|until| *until > 0).map(|until| until + LEASE_EPOCH)
+    /// What follows a mark of a task whose place was taken: itself again while the server has the old one.
+    async fn late_is_due(&self, server: &Server, queue: &Queue, mark: &Job) -> Result<Option<Packet>> {
+        let Some(task) = unwrap(&mark.data, &queue.functions.ready) else { return Ok(None) };
+        let of_task = status_of(&*server.session().await?, queue, &task).await?;
+        let ids = queue.functions.late_ids(&task.unique);
+        let other = if ids[0] == mark.unique { &ids[1] } else { &ids[0] };
+        Ok(of_task.known.then(|| late_mark(self.second_after(STILL), queue, other, &task)))
+    }
+
+    /// Whether a cancelled job has this unique id still: what is submitted with it would be taken for that one, and lost.
+    pub(crate) async fn is_late(&self, server: &Server, queue: &Queue, unique: &str) -> Result<bool> {
+        let asked = self.statuses(server, &queue.functions.late_ids(unique)).await?;
+        Ok(asked.iter().any(|status| status.known))
+    }
+
+    async fn put_one(&self, server: &Server, packet: Packet) -> Result<()> {
+        self.put(server, vec![packet]).await.into_iter().collect::<Result<Vec<_>>>().map(drop)
+    }
+
+    /// The handle of a job. The server tells it to who submits the same job again; if it is gone, it is that second one's.
+    async fn handle_of(&self, server: &Server, function: &str, unique: &str) -> Result<String> {
+        let probe = submit(crate::names::Band::Low, function, unique, Bytes::from_static(PROBE));
+        let mut handles = self.put(server, vec![probe]).await;
+        handles.pop().unwrap_or_else(|| Err(error::closed()))
     }
 }
 
 /// Seconds are noted from here on: the server reads numbers of up to 31 bits.
 pub(crate) const LEASE_EPOCH: u64 = 1_600_000_000;
 
-fn late_mark(due: u64, queue: &Queue, unique: &str) -> Packet {
-    submit_at(due, &queue.functions.late, &late(), Bytes::copy_from_slice(unique.as_bytes()))
+fn late_mark(due: u64, queue: &Queue, name: &str, task: &Job) -> Packet {
+    submit_at(due, &queue.functions.late, name, wrap(&Job { data: Bytes::new(), ..task.clone() }))
 }
 
-async fn status_of(session: &Session, unique: &str) -> Result<Status> {
-    match session.call(vec![status(unique)]).await?.as_slice() {
+/// What the server knows of a task. Ours have unique ids that no other job has; of others the handle tells them apart.
+async fn status_of(session: &Session, queue: &Queue, task: &Job) -> Result<Status> {
+    let foreign = is_foreign(&queue.functions, &task.unique);
+    let question = if foreign { status_of_handle(&task.handle) } else { status(&task.unique) };
+    match session.call(vec![question]).await?.as_slice() {
         [Reply::Status(status)] => Ok(*status),
         _ => Err(Error::unavailable("the job server does not know its own jobs")),
-    }
-}
-
-fn is_second(guard: &str) -> bool {
-    Unique::read(guard).map_or(guard.ends_with(".k"), |unique| unique.kind == Kind::NextGuard)
-}
-
-/// The unique id of the guard that follows a guard.
-fn other_guard(guard: &str) -> String {
-    match Unique::read(guard) {
-        Some(unique) if unique.kind == Kind::Guard => unique.moved(Kind::NextGuard).to_string(),
-        Some(unique) => unique.moved(Kind::Guard).to_string(),
-        None => match guard.strip_suffix(".g") {
-            Some(stem) => format!("{stem}.k"),
-            None => format!("{}.g", guard.trim_end_matches(".k")),
-        },
     }
 }

@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use anyqueue_core::{QueueName, TaskId, steps_up};
 
+use crate::packet::Job;
+
 /// The longest unique id that can be used, in bytes. gearmand takes 64, cuts the last one off, and does not answer at all
 /// to a question about 64.
 pub(crate) const MAX_UNIQUE: usize = 63;
@@ -88,8 +90,14 @@ impl Functions {
     }
 
     /// The unique ids that the mark of a pause may have: a new one is there before the old one is removed.
-    pub(crate) fn pause_ids(&self) -> [String; 2] {
-        [format!("p0;{}", self.ready), format!("p1;{}", self.ready)]
+    pub(crate) fn pause_ids(&self) -> [String; 4] {
+        ["p0", "p1", "p2", "p3"].map(|number| format!("{number};{}", self.ready))
+    }
+
+    /// The unique ids that the mark of a job may have whose place was taken: one is put before the other is removed.
+    pub(crate) fn late_ids(&self, unique: &str) -> [String; 2] {
+        let id = TaskId::foreign("gearman late", &self.ready, unique);
+        [format!("{id}.l"), format!("{id}.m")]
     }
 
     /// Whether a unique id was made for a job of this queue.
@@ -108,10 +116,14 @@ impl Functions {
     }
 }
 
-/// FNV-1a, cut to what five letters hold: enough to leave out other queues' jobs before asking for each.
+/// FNV-1a.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// What five letters hold of a hash: enough to leave out other queues' jobs before asking for each.
 fn hash(text: &str) -> String {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    format!("{:0>5}", base36(hash % 36_u64.pow(5)))
+    format!("{:0>5}", base36(fnv(text.as_bytes()) % 36_u64.pow(5)))
 }
 
 fn base36(mut number: u64) -> String {
@@ -172,6 +184,11 @@ impl Unique {
         Self { made: fresh(), lost, ..Self::sent(functions, id, kind, band, ttr) }
     }
 
+    /// The same at another time.
+    pub(crate) fn made_at(self, made: u64) -> Self {
+        Self { made, ..self }
+    }
+
     /// The same job as another kind: who makes it a second time makes the same id, so there is one.
     pub(crate) fn moved(&self, kind: Kind) -> Self {
         Self { kind, ..self.clone() }
@@ -214,20 +231,59 @@ fn fresh() -> u64 {
     LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_or(now, |last| now.max(last + 1))
 }
 
-/// A new unique id for the mark of a task whose place was taken.
-pub(crate) fn late() -> String {
-    format!("late;{}", base36(fresh()))
+/// Whether a job has a unique id that we did not make: others may give the next one the same, or none at all.
+pub(crate) fn is_foreign(functions: &Functions, unique: &str) -> bool {
+    !Unique::read(unique).is_some_and(|own| functions.owns(&own))
+}
+
+/// What tells a job that others made from any other one: its handle is used again when the server has been restarted.
+fn mark_of(job: &Job) -> String {
+    format!("{}\0{}\0{:x}", job.handle, job.unique, fnv(&job.data))
+}
+
+/// What stands for the time at which a job was made that others made: the same whoever asks.
+pub(crate) fn made_by_others(job: &Job) -> u64 {
+    fnv(mark_of(job).as_bytes()) % 36_u64.pow(10)
+}
+
+/// What a job is called to who asks for its task's id: its unique id, or its handle if it has none.
+pub(crate) fn native_id(job: &Job) -> &str {
+    if matches!(job.unique.as_str(), "" | "-") { &job.handle } else { &job.unique }
 }
 
 /// The unique ids that the guard of a job may have, whoever submitted the job.
-pub(crate) fn guards(functions: &Functions, unique: &str) -> [String; 2] {
-    match Unique::read(unique) {
+pub(crate) fn guards(functions: &Functions, job: &Job) -> [String; 2] {
+    match Unique::read(&job.unique) {
         Some(own) if functions.owns(&own) => [Kind::Guard, Kind::NextGuard].map(|kind| own.moved(kind).to_string()),
         _ => {
-            let id = TaskId::foreign("gearman", &functions.ready, unique);
+            let id = TaskId::foreign("gearman", &functions.ready, &mark_of(job));
             [format!("{id}.g"), format!("{id}.k")]
         }
     }
+}
+
+/// Whether a guard's unique id is the second of the two that it may have.
+pub(crate) fn is_second(guard: &str) -> bool {
+    Unique::read(guard).map_or(guard.ends_with(".k"), |unique| unique.kind == Kind::NextGuard)
+}
+
+/// The unique id of the guard that follows a guard.
+pub(crate) fn other_guard(guard: &str) -> String {
+    match Unique::read(guard) {
+        Some(unique) if unique.kind == Kind::Guard => unique.moved(Kind::NextGuard).to_string(),
+        Some(unique) => unique.moved(Kind::Guard).to_string(),
+        None => match guard.strip_suffix(".g") {
+            Some(stem) => format!("{stem}.k"),
+            None => format!("{}.g", guard.trim_end_matches(".k")),
+        },
+    }
+}
+
+/// The number that is noted with the leases of a job, by either of its guard's unique ids. Never 0.
+pub(crate) fn number(guard: &str) -> u32 {
+    let first = if is_second(guard) { other_guard(guard) } else { guard.to_owned() };
+    // The server reads numbers of up to 31 bits.
+    u32::try_from(fnv(first.as_bytes()) % (u64::from(u32::MAX >> 1) - 1) + 1).unwrap_or(1)
 }
 
 #[cfg(test)]
@@ -264,8 +320,18 @@ mod tests {
         }
         let long = functions(&"x".repeat(QueueName::MAX));
         assert!(long.pause_ids().iter().all(|id| id.len() <= MAX_UNIQUE) && long.mark_id().len() <= MAX_UNIQUE);
-        let [first, second] = guards(&functions("a"), "theirs");
+        let job = |handle: &str, data| Job {
+            handle: handle.into(),
+            function: "a".into(),
+            unique: "-".into(),
+            data: bytes::Bytes::from_static(data),
+        };
+        let [first, second] = guards(&functions("a"), &job("H:1", b"x"));
         assert!(first != second && first.len() <= MAX_UNIQUE);
-        assert_ne!(guards(&functions("b"), "theirs")[0], first);
+        assert_eq!((other_guard(&first), other_guard(&second)), (second.clone(), first.clone()));
+        assert!(number(&first) == number(&second) && number(&first) > 0);
+        for (queue, other) in [("b", job("H:1", b"x")), ("a", job("H:2", b"x")), ("a", job("H:1", b"y"))] {
+            assert_ne!(guards(&functions(queue), &other)[0], first);
+        }
     }
 }

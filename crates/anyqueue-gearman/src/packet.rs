@@ -48,14 +48,19 @@ pub(crate) fn complete(handle: &str) -> Packet {
     Packet::request(PacketType::WorkComplete, vec![text(handle), Bytes::new()])
 }
 
-/// Notes with a running job until when it is leased: the server keeps two numbers for progress, and has no other use for
-/// them in a background job.
-pub(crate) fn lease(handle: &str, until: u32) -> Packet {
-    Packet::request(PacketType::WorkStatus, vec![text(handle), text(&until.to_string()), Bytes::from_static(b"1")])
+/// Notes with a running job until when it is leased, and whose lease it is: the server keeps two numbers for progress, and
+/// has no other use for them in a background job.
+pub(crate) fn lease(handle: &str, until: u32, number: u32) -> Packet {
+    Packet::request(PacketType::WorkStatus, vec![text(handle), text(&until.to_string()), text(&number.to_string())])
 }
 
 pub(crate) fn status(unique: &str) -> Packet {
     Packet::request(PacketType::GetStatusUnique, vec![text(unique)])
+}
+
+/// The same of one job among those of all functions. A handle is good for one run of a server.
+pub(crate) fn status_of_handle(handle: &str) -> Packet {
+    Packet::request(PacketType::GetStatus, vec![text(handle)])
 }
 
 /// What comes before it has been done when it is answered.
@@ -68,7 +73,7 @@ pub(crate) fn is_answered(packet: &Packet) -> bool {
     use PacketType::*;
     matches!(
         packet.ptype,
-        SubmitJobBg | SubmitJobHighBg | SubmitJobLowBg | SubmitJobEpoch | GrabJobUniq | GetStatusUnique | EchoReq
+        SubmitJobBg | SubmitJobHighBg | SubmitJobLowBg | SubmitJobEpoch | GrabJobUniq | GetStatus | GetStatusUnique | EchoReq
     )
 }
 
@@ -88,6 +93,8 @@ pub(crate) struct Status {
     pub(crate) running: bool,
     /// Until when it is leased, as its worker noted it; 0 if it did not.
     pub(crate) until: u32,
+    /// Which lease that is: other workers note their progress there.
+    pub(crate) number: u32,
 }
 
 /// An answer.
@@ -124,7 +131,10 @@ pub(crate) fn read(packet: Packet) -> Option<Word> {
             Reply::Assigned(Job { handle: owned(0)?, function: owned(1)?, unique: owned(2)?, data: packet.arg(3)?.clone() })
         }
         PacketType::NoJob => Reply::NoJob,
-        PacketType::StatusResUnique => Reply::Status(Status { known: number(1) == 1, running: number(2) == 1, until: number(3) }),
+        PacketType::StatusRes | PacketType::StatusResUnique => {
+            let (known, running) = (number(1) == 1, number(2) == 1);
+            Reply::Status(Status { known, running, until: number(3), number: number(4) })
+        }
         PacketType::EchoRes => Reply::Echo,
         PacketType::Error => {
             let (code, text) = (owned(0)?, owned(1)?);

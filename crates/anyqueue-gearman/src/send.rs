@@ -7,6 +7,10 @@ use gearman::protocol::Packet;
 
 use crate::hub::{Hub, Queue};
 use crate::names::{Kind, MAX_UNIQUE, Unique};
+use crate::server::Server;
+
+/// A task to send: its place in the batch, what it is, and the name under which it is sent.
+type Item<'t> = (usize, Unique, String, &'t Envelope);
 
 impl Hub {
     /// Puts tasks on a queue, each as a job with the same unique id however often it is sent.
@@ -31,19 +35,26 @@ impl Hub {
         answers
     }
 
+    /// The name under which a keyed task can be sent to a server: its key, or its own id while a job of that key is cancelled
+    /// and there still. The server would take the task for that one, and it would never run.
+    async fn free_name(&self, server: &Server, queue: &Queue, key: &str, own: &Unique) -> String {
+        // Where that cannot be asked the task cannot be sent either, and the answer is that of sending.
+        let late = self.is_late(server, queue, key).await.unwrap_or(false);
+        if late { own.to_string() } else { key.to_owned() }
+    }
+
     /// Sends to the first of the servers that takes them.
-    async fn send_to(
-        &self,
-        queue: &Queue,
-        order: Vec<usize>,
-        mut rest: Vec<(usize, Unique, String, &Envelope)>,
-        answers: &mut [Result<Accepted>],
-    ) {
+    async fn send_to(&self, queue: &Queue, order: Vec<usize>, mut rest: Vec<Item<'_>>, answers: &mut [Result<Accepted>]) {
         for (tried, place) in order.iter().enumerate() {
             if rest.is_empty() {
                 return;
             }
             let (server, last) = (&self.servers[*place], tried + 1 == order.len());
+            for (_, own, name, task) in &mut rest {
+                if let Some(key) = &task.unique {
+                    *name = self.free_name(server, queue, key, own).await;
+                }
+            }
             let packets: Vec<Packet> = rest
                 .iter()
                 .map(|(_, unique, name, task)| self.named_job(queue, unique, name, task.delay, task.body.clone()))

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyqueue_core::{Error, Result};
+use futures::future::BoxFuture;
 use gearman::admin::{AdminClient, FunctionStatus};
 use gearman::{GearmanError, protocol::Packet};
 use tokio::net::TcpStream;
@@ -59,6 +60,7 @@ pub(crate) struct Session {
     text: tokio::sync::Mutex<Text>,
     address: String,
     patience: Duration,
+    runtime: Handle,
     trips: Arc<AtomicU64>,
 }
 
@@ -158,7 +160,8 @@ impl Server {
             return Err(Error::unavailable(format!("the job server at {} does not answer an echo", self.address)));
         }
         let (address, patience, trips) = (self.address.clone(), self.patience, self.counters.round_trips.clone());
-        let fresh = Arc::new(Session { link, text: tokio::sync::Mutex::new(Text(text)), address, patience, trips });
+        let (text, runtime) = (tokio::sync::Mutex::new(Text(text)), self.runtime.clone());
+        let fresh = Arc::new(Session { link, text, address, patience, runtime, trips });
         let version = fresh.version().await?;
         let mut state = self.state();
         state.version = Some(version);
@@ -184,71 +187,68 @@ impl Session {
         Ok(self.link.call(packets).await?.replies)
     }
 
-    /// Asks in the text protocol. Whoever breaks off, or meets an error, leaves answers behind that nobody could tell from
-    /// the next ones: then the session ends.
-    async fn ask<T>(&self, question: impl AsyncFnOnce(&mut AdminClient<TcpStream>) -> gearman::Result<T>) -> Result<T> {
-        let mut text = self.text.lock().await;
-        if self.link.is_dead() {
-            return Err(error::io(io::ErrorKind::ConnectionReset.into(), &self.address));
-        }
-        self.trips.fetch_add(1, Ordering::Relaxed);
-        let unfinished = Unfinished(Some(&self.link));
-        let asked = timeout(self.patience, question(&mut text.0)).await.unwrap_or(Err(GearmanError::Timeout));
-        let asked = asked.map_err(|e| error::admin(e, &self.address));
-        if asked.is_ok() {
-            unfinished.done();
-        }
-        asked
+    /// Asks in the text protocol, to the end though who asked may have gone: answers that nobody has read would be taken
+    /// for the next ones. An error ends the session.
+    async fn ask<T: Send + 'static>(self: &Arc<Self>, question: impl Question<T>) -> Result<T> {
+        let own = self.clone();
+        let asked = self.runtime.spawn(async move {
+            let mut text = own.text.lock().await;
+            if own.link.is_dead() {
+                return Err(error::io(io::ErrorKind::ConnectionReset.into(), &own.address));
+            }
+            own.trips.fetch_add(1, Ordering::Relaxed);
+            let asked = timeout(own.patience, question(&mut text.0)).await.unwrap_or(Err(GearmanError::Timeout));
+            asked.map_err(|e| {
+                let e = error::admin(e, &own.address);
+                own.link.close(&e);
+                e
+            })
+        });
+        asked.await.unwrap_or_else(|_| Err(error::closed()))
     }
 
     /// Cancels jobs; those that are gone already are no error.
-    pub(crate) async fn cancel(&self, handles: &[String]) -> Result<()> {
-        let cancel = async |client: &mut AdminClient<TcpStream>| {
-            for handle in handles {
-                match client.cancel_job(handle).await {
-                    Ok(()) | Err(GearmanError::ServerError { .. }) => {}
-                    Err(e) => return Err(e),
+    pub(crate) async fn cancel(self: &Arc<Self>, handles: Vec<String>) -> Result<()> {
+        self.ask(move |client| {
+            Box::pin(async move {
+                for handle in handles {
+                    match client.cancel_job(&handle).await {
+                        Ok(()) | Err(GearmanError::ServerError { .. }) => {}
+                        Err(e) => return Err(e),
+                    }
                 }
-            }
-            Ok(())
-        };
-        self.ask(cancel).await
+                Ok(())
+            })
+        })
+        .await
     }
 
     /// What the server knows of its functions.
-    pub(crate) async fn status(&self) -> Result<Vec<FunctionStatus>> {
-        self.ask(async |client| client.status().await).await
+    pub(crate) async fn status(self: &Arc<Self>) -> Result<Vec<FunctionStatus>> {
+        self.ask(|client| Box::pin(client.status())).await
     }
 
     /// The unique ids of all jobs.
-    pub(crate) async fn uniques(&self) -> Result<Vec<String>> {
-        self.ask(async |client| Ok(client.show_unique_jobs().await?.into_iter().map(|job| job.unique).collect())).await
+    pub(crate) async fn uniques(self: &Arc<Self>) -> Result<Vec<String>> {
+        let jobs = self.ask(|client| Box::pin(client.show_unique_jobs())).await?;
+        Ok(jobs.into_iter().map(|job| job.unique).collect())
     }
 
     /// The handles of jobs that were cancelled and are there still.
-    pub(crate) async fn cancelled(&self) -> Result<HashSet<String>> {
-        let jobs = self.ask(async |client| client.show_jobs().await).await?;
+    pub(crate) async fn cancelled(self: &Arc<Self>) -> Result<HashSet<String>> {
+        let jobs = self.ask(|client| Box::pin(client.show_jobs())).await?;
         Ok(jobs.into_iter().filter(|job| job.ignore_job).map(|job| job.handle).collect())
     }
 
-    pub(crate) async fn version(&self) -> Result<String> {
-        self.ask(async |client| client.version().await).await
+    pub(crate) async fn version(self: &Arc<Self>) -> Result<String> {
+        self.ask(|client| Box::pin(client.version())).await
     }
 }
 
-/// A question whose answer has not been read.
-struct Unfinished<'a>(Option<&'a Link>);
+/// A question in the text protocol.
+trait Question<T>: for<'c> FnOnce(&'c mut AdminClient<TcpStream>) -> BoxFuture<'c, gearman::Result<T>> + Send + 'static {}
 
-impl Unfinished<'_> {
-    fn done(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Unfinished<'_> {
-    fn drop(&mut self) {
-        if let Some(link) = self.0 {
-            link.close(&Error::unavailable("a question to the job server was broken off; the next call connects anew"));
-        }
-    }
+impl<T, Q> Question<T> for Q where
+    Q: for<'c> FnOnce(&'c mut AdminClient<TcpStream>) -> BoxFuture<'c, gearman::Result<T>> + Send + 'static
+{
 }

@@ -46,7 +46,8 @@ impl GearmanSettler {
                     Ok(lease) => match next(what) {
                         None => (done.push(lease), done_at.push(at)).0,
                         Some(envelope) => {
-                            let packet = self.copy(&lease, what, envelope);
+                            let (packet, made) = self.copy(&lease, what, envelope);
+                            let lease = Lease { next: Some(made), ..lease };
                             // The handle tells an answer's item.
                             copied_at.push((at, lease.link.number, lease.job.handle.clone()));
                             copied.push((lease, packet));
@@ -73,7 +74,8 @@ impl GearmanSettler {
     }
 
     /// What takes the place of a task. One that has grown beyond what a packet holds is held as it came.
-    fn copy(&self, lease: &Lease, what: &Settlement, envelope: &Envelope) -> Packet {
+    /// When it was made is told with it: who settles again because no answer came submits the same job.
+    fn copy(&self, lease: &Lease, what: &Settlement, envelope: &Envelope) -> (Packet, u64) {
         let too_large = envelope.body.len() + ROOM_FOR_NAMES > DEFAULT_MAX_PAYLOAD_SIZE as usize;
         let (kind, lost) = match what {
             _ if too_large => (Kind::Held, 0),
@@ -82,13 +84,16 @@ impl GearmanSettler {
             _ => (kind_after(envelope), 0),
         };
         let band = self.queue.band(envelope.priority);
-        let unique = Unique::next(&self.queue.functions, envelope.id, kind, band, envelope.ttr, lost);
-        let body = if too_large { lease.job.data.clone() } else { envelope.body.clone() };
+        let fresh = Unique::next(&self.queue.functions, envelope.id, kind, band, envelope.ttr, lost);
+        let made = lease.next.unwrap_or(fresh.made);
+        let unique = fresh.made_at(made);
+        let body =
+            if too_large { self.hub.body_of_copy(&self.queue, &lease.job, lease.unique.ttr) } else { envelope.body.clone() };
         if too_large {
             let (queue, size) = (self.queue.name.as_str(), envelope.body.len());
             tracing::warn!(queue, size, task = %envelope.id, "a task has grown beyond what a packet holds: it is held as it came");
         }
-        self.hub.job(&self.queue, &unique, envelope.delay, body)
+        (self.hub.job(&self.queue, &unique, envelope.delay, body), made)
     }
 
     async fn touch_all(&self, batch: &[Touch]) -> Vec<Result<Duration>> {
@@ -115,8 +120,8 @@ impl GearmanSettler {
     async fn touch_one(&self, mut touching: Touching<'_>, of: &Lease) -> Result<Duration> {
         let (before, ttr) = (self.hub.clock.now(), touching.touch.ttr);
         let until = before + ttr;
-        let noted = of.link.call(vec![lease(&of.job.handle, lease_number(self.hub.second_of(until))), echo()]).await?;
-        if noted.not_found > 0 {
+        let noted = of.link.call(vec![lease(&of.job.handle, lease_number(self.hub.second_of(until)), of.number), echo()]).await?;
+        if !noted.not_found.is_empty() {
             return Err(Error::lease_lost());
         }
         touching.until = Some(until);

@@ -1,11 +1,12 @@
 //! Looking at jobs: a job server shows a job's data to the worker that gets it, and to nobody else. So what is to be seen
 //! is reserved on a connection of its own and given back.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{NativeFacts, Page, Peeked, Result, State, TaskId, Which, time::DEFAULT_TTR};
+use anyqueue_core::{NativeFacts, Page, Peeked, Result, State, TaskId, Which, Wire, time::DEFAULT_TTR};
+use bytes::Bytes;
 use gearman::protocol::Packet;
 
 use crate::error;
@@ -68,6 +69,14 @@ impl Walk {
     }
 }
 
+/// Whether two held tasks of one id are one task. Other clients may use a unique id again, and our id is made from it.
+fn is_same(one: &Bytes, other: &Bytes) -> bool {
+    match (Wire::read(one), Wire::read(other)) {
+        (Ok(one), Ok(other)) => (one.task, one.store, one.data) == (other.task, other.store, other.data),
+        _ => one == other,
+    }
+}
+
 fn made(job: &Job) -> u64 {
     Unique::read(&job.unique).map_or(0, |unique| unique.made)
 }
@@ -91,8 +100,14 @@ impl Hub {
         let mut walk = Walk::start(server, &queue.functions.held, usize::MAX).await?;
         walk.jobs.sort_by_key(made);
         // A worker that was killed while it held a task has left it in two places, and the next one held it again.
-        let mut known = HashSet::new();
-        let is_again = |job: &mut Job| Unique::read(&job.unique).is_some_and(|unique| !known.insert(unique.id));
+        let mut known: HashMap<TaskId, Vec<Bytes>> = HashMap::new();
+        let is_again = |job: &mut Job| {
+            let Some(unique) = Unique::read(&job.unique) else { return false };
+            let bodies = known.entry(unique.id).or_default();
+            let again = bodies.iter().any(|body| is_same(body, &job.data));
+            bodies.push(job.data.clone());
+            again
+        };
         let again: Vec<Job> = walk.jobs.extract_if(.., is_again).collect();
         walk.remove(&again).await?;
         Ok(walk)

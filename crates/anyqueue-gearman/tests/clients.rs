@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyqueue_core::{Settlement, State};
+use anyqueue_core::{Envelope, Figure, Settlement, State, Touch};
 use anyqueue_testkit::servers::gearmand;
-use anyqueue_testkit::{Sample, Server};
-use shared::{connect, consume, done, one, queue, read, reserve, send, settle};
+use anyqueue_testkit::{Proxy, Sample, Server};
+use shared::{Raw, connect, consume, done, one, queue, read, reserve, send, settle, take};
 
 const THEIRS: &str = r#"{"task":"test","store":"0","data":{"message":"hello"}}"#;
 
@@ -101,4 +101,136 @@ async fn a_unique_key_makes_one_task_of_two_sends() {
         let error = broker.send(&queue(), &[keyed(4, key)]).await.remove(0).unwrap_err();
         assert_eq!(error.kind(), anyqueue_core::ErrorKind::Invalid, "{error}");
     }
+}
+
+const TTR: Duration = Duration::from_secs(1);
+
+/// Jobs without a unique id, or with the one that stands for none, are tasks of their own: neither is lost when their
+/// leases end, and each keeps its id.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_without_unique_ids_are_not_taken_for_one() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let mut client = Raw::connect(server.address());
+    for (n, unique) in ["", "", "-", "-"].into_iter().enumerate() {
+        client.submit("orders", unique, &format!(r#"{{"task":"t{n}","ttr":1}}"#));
+    }
+    let mut consumer = consume(&*broker).await;
+    let tasks = |got: Vec<anyqueue_core::Delivery>| {
+        let mut tasks: Vec<_> = got.iter().map(|delivery| (read(delivery).wire.task, read(delivery).id)).collect();
+        tasks.sort();
+        tasks
+    };
+    let first = tasks(take(&mut *consumer, 4).await);
+    assert!(first.windows(2).all(|two| two[0].1 != two[1].1), "two tasks have one id: {first:?}");
+    let again = take(&mut *consumer, 4).await;
+    assert!(again.iter().all(|delivery| delivery.native.redeliveries == Figure::Exact(1)), "{again:?}");
+    assert_eq!(tasks(again), first, "a task was lost or has another id");
+}
+
+/// Two jobs that came one after the other under one unique id are two tasks, also when their leases end.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_job_of_a_unique_id_is_not_taken_for_the_one_before() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let mut client = Raw::connect(server.address());
+    let mut consumer = consume(&*broker).await;
+    client.submit("orders", "theirs", r#"{"task":"first","ttr":1}"#);
+    let first = one(&mut *consumer).await;
+    shared::until("its lease does not end", || shared::jobs(server.address(), "orders").1 == 0).await;
+    let again = one(&mut *consumer).await;
+    let task = read(&again).unchanged(Duration::ZERO);
+    let touch = Touch { receipt: again.receipt.clone(), ttr: TTR * 60, task };
+    consumer.settler().touch(&[touch]).await.remove(0).unwrap();
+    client.submit("orders", "theirs", r#"{"task":"second","ttr":1}"#);
+    for redeliveries in 0..2 {
+        let second = one(&mut *consumer).await;
+        assert_eq!((read(&second).wire.task.as_str(), second.native.redeliveries), ("second", Figure::Exact(redeliveries)));
+    }
+    assert_eq!(read(&first).id, read(&again).id);
+    done(&*consumer, &again).await;
+}
+
+/// What came one after the other under one unique id and was held is held twice: neither is taken for a copy of the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn held_jobs_of_one_unique_id_are_two() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let mut consumer = consume(&*broker).await;
+    for name in ["first", "second"] {
+        Raw::connect(server.address()).submit("orders", "theirs", &format!(r#"{{"task":"{name}"}}"#));
+        let delivery = one(&mut *consumer).await;
+        let body = read(&delivery).held("look", false, std::time::SystemTime::now());
+        settle(&*consumer.settler(), &delivery.receipt, Settlement::Hold(body, "look".into())).await.unwrap();
+    }
+    assert_eq!(broker.admin().held(&queue(), None, 10).await.unwrap().tasks.len(), 2);
+}
+
+/// A frozen worker's task without a unique id is guarded too, and keeps its id.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_workers_task_without_a_unique_id_comes_back() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let (silent, broker) = (connect(proxy.address(), "").await, connect(server.address(), "").await);
+    Raw::connect(server.address()).submit("orders", "", r#"{"task":"t","ttr":1}"#);
+    let lost = one(&mut *consume(&*silent).await).await;
+    proxy.black(true);
+    let mut consumer = consume(&*broker).await;
+    let again = one(&mut *consumer).await;
+    assert_eq!(read(&again).id, read(&lost).id);
+    done(&*consumer, &again).await;
+    drop((proxy, silent));
+    assert!(reserve(&mut *consumer, 1, TTR * 3).await.unwrap().is_empty(), "it came back when its worker ended");
+}
+
+/// While a frozen worker has the old job of a key, a new task of that key is not taken for it; and its first run is one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_free_again_once_its_task_was_taken_over_and_done() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let (silent, broker) = (connect(proxy.address(), "").await, connect(server.address(), "").await);
+    let keyed = |n, delay| Envelope { unique: Some("nightly".into()), ..Sample::new(n).ttr(TTR).delay(delay).envelope() };
+    send(&*broker, &[keyed(1, Duration::ZERO)]).await;
+    let _lost = one(&mut *consume(&*silent).await).await;
+    proxy.black(true);
+    let mut consumer = consume(&*broker).await;
+    let again = one(&mut *consumer).await;
+    done(&*consumer, &again).await;
+    send(&*broker, &[keyed(2, Duration::ZERO), keyed(3, TTR)]).await;
+    for n in 2..=3 {
+        let next = one(&mut *consumer).await;
+        assert_eq!((Sample::number(&next), next.native.redeliveries), (Some(n), Figure::Exact(0)));
+        done(&*consumer, &next).await;
+    }
+}
+
+/// The next task of a key is not taken for a redelivery of the one before.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_task_of_a_key_is_no_redelivery() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let mut consumer = consume(&*broker).await;
+    for n in 1..=3 {
+        send(&*broker, &[Envelope { unique: Some("nightly".into()), ..Sample::new(n).envelope() }]).await;
+        let delivery = one(&mut *consumer).await;
+        assert_eq!((Sample::number(&delivery), delivery.native.redeliveries), (Some(n), Figure::Exact(0)));
+        done(&*consumer, &delivery).await;
+    }
+}
+
+/// A foreign job for later beside one of low priority makes the server ring for nothing. Nobody runs in circles.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_rings_for_nothing_is_asked_now_and_then() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let mut client = Raw::connect(server.address());
+    client.say(shared::SUBMIT_LATER, &["orders", "later", "4000000000", "{}"]);
+    client.hear();
+    client.say(shared::SUBMIT_LOW, &["orders", "low", "{}"]);
+    client.hear();
+    let mut consumer = consume(&*broker).await;
+    let before = broker.info().round_trips;
+    let _low_or_none = reserve(&mut *consumer, 1, TTR * 3).await.unwrap();
+    let asked = broker.info().round_trips - before;
+    assert!(asked < 100, "it was asked {asked} times in three seconds");
 }

@@ -2,22 +2,14 @@
 
 mod shared;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyqueue_core::{ErrorKind, Figure, Settlement};
 use anyqueue_testkit::servers::gearmand;
 use anyqueue_testkit::{Proxy, Sample, Server};
-use shared::{connect, consume, done, jobs, one, reserve, send, settle, take};
+use shared::{connect, connect_url, consume, done, jobs, one, reserve, send, settle, take, until};
 
 const TTR: Duration = Duration::from_secs(1);
-
-async fn until(what: &str, is: impl Fn() -> bool) {
-    let end = Instant::now() + shared::SOON;
-    while !is() {
-        assert!(Instant::now() < end, "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 /// A worker that is cut off without a word, as a frozen one is: another one takes its place, and when it speaks again it
 /// is late and brings nothing back.
@@ -137,7 +129,7 @@ async fn a_task_that_was_held_twice_is_listed_and_kicked_once() {
     assert_eq!(jobs(server.address(), "orders;held").0, 0);
 }
 
-/// Where no guard can be written no task is handed out, none is lost, and the error says why.
+/// Where no guard can be written no task is handed out, none is lost, the error says why, and running tasks go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_without_a_guard_is_not_handed_out() {
     let server = gearmand::start(&[]).await.unwrap();
@@ -150,8 +142,48 @@ async fn a_task_without_a_guard_is_not_handed_out() {
     let first = one(&mut *consumer).await;
     let error = reserve(&mut *consumer, 2, Duration::from_millis(500)).await.expect_err("a task without a guard was handed out");
     assert!(matches!(error.kind(), ErrorKind::Full | ErrorKind::Unsupported), "{error}");
+    done(&*consumer, &first).await;
     shared::ask(server.address(), "maxqueue orders;guard 0");
     let second = take(&mut *consumer, 1).await.remove(0);
     assert_eq!([&first, &second].map(Sample::number), [Some(1), Some(2)]);
+    assert_eq!(second.native.redeliveries, Figure::Exact(0), "nobody has had it");
     drop(warm);
+}
+
+/// A task that waits for its guard goes back when its consumer is closed, though the connection has other tasks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_without_a_guard_is_given_back_at_the_end() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    send(&*broker, &[Sample::new(1).envelope(), Sample::new(2).envelope()]).await;
+    shared::ask(server.address(), "create function orders;guard");
+    shared::ask(server.address(), "maxqueue orders;guard 1");
+    let mut consumer = consume(&*broker).await;
+    let first = one(&mut *consumer).await;
+    let settler = consumer.settler();
+    assert!(reserve(&mut *consumer, 2, Duration::from_millis(500)).await.is_err());
+    consumer.close().await.unwrap();
+    shared::ask(server.address(), "maxqueue orders;guard 0");
+    let second = one(&mut *consume(&*broker).await).await;
+    assert_eq!([&first, &second].map(Sample::number), [Some(1), Some(2)]);
+    settle(&*settler, &first.receipt, Settlement::Done).await.unwrap();
+}
+
+/// A task that was fetched and that no worker has asked for is lost by nobody when its time is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_never_handed_out_does_not_count_as_lost() {
+    let (one, two) = (gearmand::start(&[]).await.unwrap(), gearmand::start(&[]).await.unwrap());
+    for (n, server) in [&one, &two].into_iter().enumerate() {
+        send(&*connect(server.address(), "").await, &[Sample::new(n as u64).ttr(TTR).envelope()]).await;
+    }
+    let both = connect_url(&format!("gearman://{},{}", one.address(), two.address())).await;
+    let mut consumer = consume(&*both).await;
+    let first = shared::one(&mut *consumer).await;
+    done(&*consumer, &first).await;
+    let reserved = || jobs(one.address(), "orders").1 + jobs(two.address(), "orders").1;
+    until("the second server was not asked", || reserved() == 1).await;
+    until("what nobody wants is kept", || reserved() == 0).await;
+    let second = take(&mut *consumer, 1).await.remove(0);
+    assert_ne!(Sample::number(&first), Sample::number(&second));
+    assert_eq!(second.native.redeliveries, Figure::Exact(0), "it counts as lost by a worker");
 }

@@ -2,12 +2,13 @@
 
 mod shared;
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use anyqueue_core::{Durability, ErrorKind, Severity, State};
+use anyqueue_core::{BoxFuture, Clock, ConnectOptions, Durability, ErrorKind, Moment, Paused, Severity, State};
 use anyqueue_testkit::servers::gearmand;
-use anyqueue_testkit::{Sample, Server};
-use shared::{connect, connect_url, consume, done, jobs, queue, send, take};
+use anyqueue_testkit::{Sample, Server, SystemClock};
+use shared::{connect, connect_url, consume, done, jobs, one, queue, reserve, send, take};
 
 /// Each server gets its part, workers take from both, and one that dies is left out until it is back.
 #[tokio::test(flavor = "multi_thread")]
@@ -69,13 +70,9 @@ async fn check_tells_what_a_store_loses() {
         let findings = broker.diagnose().await.unwrap();
         assert!(findings.iter().any(|found| found.severity == worst && found.text.contains(said)), "{store}: {findings:?}");
     }
-    nothing_is_left(&server);
-}
-
-/// What `check` submits to try the server is gone at once.
-fn nothing_is_left(server: &anyqueue_testkit::Process) {
+    let is_gone = |line: &String| line.split('\t').nth(2) == Some("1");
     let left = shared::ask(server.address(), "show jobs");
-    assert!(left.is_empty(), "jobs of a check are left: {left:?}");
+    assert!(left.iter().all(is_gone), "jobs of a check are left: {left:?}");
 }
 
 /// A function that is full refuses tasks, and says so as something that may be tried again.
@@ -107,4 +104,115 @@ async fn a_deleted_delayed_task_stays_deleted() {
     server.kill().await.unwrap();
     Server::start(&server).await.unwrap();
     assert_eq!(jobs(server.address(), "orders;delay").0, 0, "it was on the disk still");
+}
+
+/// A pause that somebody else put in the place of one with an end is the one that counts, for who knew the old one too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_pause_is_not_taken_for_the_old_one() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let (broker, operator) = (connect(server.address(), "").await, connect(server.address(), "").await);
+    let (admin, second) = (operator.admin(), Duration::from_secs(1));
+    let mut consumer = consume(&*broker).await;
+    send(&*broker, &[Sample::new(1).envelope()]).await;
+    admin.pause(&queue(), Some(second * 2)).await.unwrap();
+    assert!(reserve(&mut *consumer, 1, second / 2).await.unwrap().is_empty());
+    admin.resume(&queue()).await.unwrap();
+    admin.pause(&queue(), None).await.unwrap();
+    assert!(reserve(&mut *consumer, 1, second * 4).await.unwrap().is_empty(), "the queue is paused without an end");
+    assert_eq!(broker.admin().paused(&queue()).await.unwrap(), Paused::Yes(None));
+    admin.resume(&queue()).await.unwrap();
+    one(&mut *consumer).await;
+}
+
+/// Marks that were left by whoever was killed while they paused do not swallow the next pause.
+#[tokio::test(flavor = "multi_thread")]
+async fn marks_that_were_left_behind_do_not_swallow_a_pause() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let mut client = shared::Raw::connect(server.address());
+    for number in 0..4 {
+        client.submit("orders;pause", &format!("p{number};orders"), "until 1000 since 500");
+    }
+    assert_eq!(broker.admin().paused(&queue()).await.unwrap(), Paused::No);
+    for number in 0..4 {
+        client.submit("orders;pause", &format!("p{number};orders"), "until 4000000000000 since 500");
+    }
+    broker.admin().pause(&queue(), None).await.unwrap();
+    assert_eq!(broker.admin().paused(&queue()).await.unwrap(), Paused::Yes(None));
+    broker.admin().resume(&queue()).await.unwrap();
+    assert_eq!(broker.admin().paused(&queue()).await.unwrap(), Paused::No);
+}
+
+/// Each server has a pause of its own: that one has none says nothing of the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_of_one_server_is_not_forgotten_for_the_other() {
+    let (first, second) = (gearmand::start(&[]).await.unwrap(), gearmand::start(&[]).await.unwrap());
+    let mut alone = Vec::new();
+    for server in [&first, &second] {
+        let broker = connect(server.address(), "").await;
+        send(&*broker, &Sample::many(100)).await;
+        alone.push(broker);
+    }
+    let both = connect_url(&format!("gearman://{},{}", first.address(), second.address())).await;
+    let mut consumer = consume(&*both).await;
+    let mut left = Vec::new();
+    for round in 0..40 {
+        if round == 10 {
+            alone[1].admin().pause(&queue(), None).await.unwrap();
+        }
+        for delivery in reserve(&mut *consumer, 2, Duration::ZERO).await.unwrap() {
+            done(&*consumer, &delivery).await;
+        }
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        left.push([&first, &second].map(|server| jobs(server.address(), "orders").0));
+    }
+    assert!(left[9][1] < 100 && left[39][0] < left[25][0], "the queue is not worked: {left:?}");
+    assert_eq!(left[25][1], left[39][1], "its server is paused: {left:?}");
+}
+
+/// Whoever asks for a figure and goes away disturbs nobody: the connection and what was sent over it stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_that_was_broken_off_ends_no_connection() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    broker.declare(&queue()).await.unwrap();
+    let queue = queue();
+    for _ in 0..20 {
+        let asked = broker.admin().stats(&queue);
+        drop(tokio::time::timeout(Duration::ZERO, asked).await);
+    }
+    broker.admin().stats(&queue).await.unwrap();
+    assert_eq!(broker.info().reconnects, 0);
+}
+
+/// A machine whose clock is wrong by so many seconds.
+#[derive(Debug)]
+struct Wrong(i64);
+
+impl Clock for Wrong {
+    fn now(&self) -> Moment {
+        SystemClock.now()
+    }
+
+    fn wall(&self) -> SystemTime {
+        let by = Duration::from_secs(self.0.unsigned_abs());
+        if self.0 < 0 { SystemClock.wall() - by } else { SystemClock.wall() + by }
+    }
+
+    fn sleep_until(&self, until: Moment) -> BoxFuture<'static, ()> {
+        SystemClock.sleep_until(until)
+    }
+}
+
+/// `check` says when the server has another time than this machine, and which one is ahead.
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_that_the_clocks_differ() {
+    let server = gearmand::start(gearmand::BUILTIN).await.unwrap();
+    for (by, said) in [(0, None), (60, Some("behind this")), (-60, Some("ahead of this"))] {
+        let options = ConnectOptions::new(&format!("gearman://{}", server.address()), Arc::new(Wrong(by))).unwrap();
+        let findings = anyqueue_gearman::DRIVER.open(options).await.unwrap().diagnose().await.unwrap();
+        let found = findings.iter().find(|found| found.text.contains("its clock is"));
+        assert_eq!(found.is_some(), said.is_some(), "{by}: {findings:?}");
+        assert!(said.is_none_or(|said| found.unwrap().text.contains(said)), "{by}: {findings:?}");
+    }
 }
