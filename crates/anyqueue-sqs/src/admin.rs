@@ -59,13 +59,12 @@ impl Sqs {
     async fn purge_states(&self, lines: &Lines, states: &[State]) -> Result<u64> {
         let has = |state| states.contains(&state);
         let (mut removed, sums) = (0, self.sums(&lines.bands).await?);
-        let whole = has(State::Ready) && has(State::Delayed) && (has(State::Reserved) || sums.hidden == 0);
-        // SQS does that once a minute only; what is ready and delayed goes otherwise too.
-        let emptied = if whole { Some(try_join_all(lines.bands.iter().map(|url| self.hub.api.purge(url))).await) } else { None };
-        if let Some(Ok(_)) = emptied {
+        if has(State::Reserved) && has(State::Ready) && has(State::Delayed) {
+            // For the next minute SQS may delete what is sent, so it is asked only by who wants everything gone.
+            try_join_all(lines.bands.iter().map(|url| self.hub.api.purge(url))).await?;
+            tracing::warn!(queue = lines.queue.as_str(), "SQS purges the queue: what is sent within a minute may be deleted too");
             removed += sums.visible + sums.delayed + sums.hidden;
         } else if has(State::Reserved) {
-            emptied.transpose()?;
             let text = "SQS takes reserved tasks from a queue only together with all that are ready and delayed; purge those too";
             return Err(Error::new(ErrorKind::Unsupported, text));
         } else {

@@ -99,7 +99,9 @@ mod message;
 mod names;
 mod send;
 mod settle;
+mod skew;
 mod slip;
+mod strays;
 mod tend;
 mod walk;
 
@@ -120,7 +122,12 @@ pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const PRIORITY: &str =
     "each band is an SQS queue; SQS may overlook an urgent task for a moment, since a receive asks some of its servers only";
 pub(crate) const FIFO_DELAY: &str =
-    "a FIFO queue delays no single message: the task's group waits with it while a worker hides it";
+    "a FIFO queue delays no single message: the task's group waits with it while a worker hides it, for 13 days at most";
+/// A day less than SQS keeps a message.
+pub(crate) const FIFO_LONGEST: Duration = Duration::from_secs(13 * 86_400);
+pub(crate) const FIFO_UNIQUE: &str =
+    "SQS takes a key once in five minutes, whether the first task still waits or is done; a later one is a new task";
+pub(crate) const FIFO_SAME_ID: &str = "SQS knows an id again for five minutes, unless the task has a unique key";
 pub(crate) const FIFO_DEATHS: &str = "looks, releases and waits for a delay count too where another process made them";
 
 pub(crate) const CAPABILITIES: Capabilities = Capabilities {
@@ -153,7 +160,7 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     order: Order::Loose,
     durability: Durability::Power,
     batch: Batch { send: 160, reserve: 160, settle: 160 },
-    max_payload: Some(lines::LARGEST - slip::ROOM),
+    max_payload: Some(lines::LARGEST - slip::ROOM - lines::HEADROOM),
     counts: Counts {
         ready: Exactness::Approximate,
         delayed: Exactness::Approximate,
