@@ -17,8 +17,7 @@ impl Hub {
     pub(crate) async fn findings(&self) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
         if let Some(endpoint) = &self.config.endpoint {
-            let address = endpoint.rsplit('@').next().unwrap_or_default();
-            findings.push(finding(Severity::Note, format!("requests go to {address}, not to the region's own address")));
+            findings.push(finding(Severity::Note, format!("requests go to {endpoint}, not to the region's own address")));
         }
         let mut all = self.all_known();
         for queue in self.config.queues().filter(|queue| self.known(queue).is_none()) {

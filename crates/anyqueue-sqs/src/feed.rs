@@ -198,9 +198,11 @@ impl Feed {
             return self.hub.hide(url, &items).await.into_iter().collect();
         }
         let now = self.hub.wall();
+        // What was delayed may have been purged a moment before it was due.
+        let age = if all.iter().any(|one| one.slip.due.is_some()) { FRESH / 3 } else { FRESH };
         let (early, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| is_early(one, now));
         // Their leases do not wait for the marks: a wait has left them three seconds.
-        let (ready, marks) = futures::join!(self.leased(url, kept, asked, visibility), self.hub.marks(&self.lines, FRESH));
+        let (ready, marks) = futures::join!(self.leased(url, kept, asked, visibility), self.hub.marks(&self.lines, age));
         // A round reads them before its first request, so they are known unless they were set just now.
         let marks = match marks {
             Ok(marks) => marks,
