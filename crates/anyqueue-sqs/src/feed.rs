@@ -149,10 +149,11 @@ impl Feed {
     }
 
     /// How long a request may wait: hardly longer than somebody does, since what comes for nobody has to be given back, and
-    /// what comes for a process that has ended is hidden for a while.
+    /// what comes for a process that has ended is hidden for a while. Who waits for about as long goes on to wait: a request
+    /// as long as SQS lets it be costs less than a long one and a short one.
     fn patience(&self) -> Option<Duration> {
         let (left, most) = (self.inbox.until().since(self.hub.clock.now()), self.hub.config.wait);
-        let fits = if left >= most / 2 { most } else { SECOND * steps_up(left, SECOND) as u32 };
+        let fits = if left >= most / 3 { most } else { SECOND * steps_up(left, SECOND) as u32 };
         (left > Duration::from_millis(1)).then_some(fits)
     }
 
