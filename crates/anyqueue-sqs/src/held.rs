@@ -105,17 +105,20 @@ impl Hub {
             }
         }
         self.put_back(&rest).await;
-        let mut missing = None;
+        let missing = wanted.values().any(Option::is_none);
+        let waits = if missing { self.waits(lines).await } else { Ok(false) };
         let mut answers = Vec::with_capacity(ids.len());
         for id in ids {
             answers.push(match wanted.remove(id).flatten() {
-                Some(found) => self.delete(&found.url, &[found.arrived.handle]).await.into_iter().collect(),
-                None => {
-                    if missing.is_none() {
-                        missing = Some(self.waits(lines).await?);
+                Some(found) => {
+                    let handle = found.arrived.handle.clone();
+                    let deleted: Result<()> = self.delete(&found.url, &[handle]).await.into_iter().collect();
+                    if deleted.is_err() {
+                        self.put_back(&[found]).await;
                     }
-                    Err(not_held(missing.unwrap_or_default()))
+                    deleted
                 }
+                None => Err(waits.as_ref().map_or_else(Error::duplicate, |waits| not_held(*waits))),
             });
         }
         Ok(answers)

@@ -143,6 +143,45 @@ async fn a_short_lived_worker_renews_held_tasks() {
     assert_eq!(stub.count("deletemessagebatch held"), 1);
 }
 
+/// What SQS's own dead-letter queue took is not deleted there with age either: it goes to the held ones.
+#[tokio::test]
+async fn what_sqs_itself_took_away_is_renewed_too() {
+    let stub = Stub::start(|operation, number| match operation {
+        "getqueueattributes" => ok(
+            r#"{"Attributes":{"RedrivePolicy":"{\"deadLetterTargetArn\":\"arn:aws:sqs:x:0:q__dead\",\"maxReceiveCount\":3}"}}"#,
+        ),
+        "getqueueattributes dead" => ok(r#"{"Attributes":{"ApproximateNumberOfMessages":"1"}}"#),
+        "receivemessage dead" if number == 1 => ok(&message()),
+        "sendmessagebatch held" | "deletemessagebatch dead" => worked(),
+        _ => usual(operation),
+    })
+    .await;
+    let broker = stub.connect().await;
+    consumer(&*broker, &queue("q")).await.close().await.unwrap();
+    assert_eq!((stub.count("sendmessagebatch held"), stub.count("deletemessagebatch dead")), (1, 1));
+}
+
+/// What a delete cannot remove, and what it was not asked for, is shown again at once.
+#[tokio::test]
+async fn what_a_delete_leaves_is_shown_again() {
+    let stub = Stub::start(|operation, _| match operation {
+        "receivemessage held" => ok(&message()),
+        "getqueueattributes" => refused("AccessDeniedException"),
+        "deletemessagebatch held" => refused("OverLimit"),
+        "changemessagevisibilitybatch held" => worked(),
+        _ => usual(operation),
+    })
+    .await;
+    let (broker, queue) = (stub.connect().await, queue("q"));
+    let held = broker.admin().held(&queue, None, 1).await.unwrap().tasks.remove(0);
+    let id = anyqueue_core::Incoming::peeked(&held, "default", "q", Default::default()).id;
+    let shown = stub.count("changemessagevisibilitybatch held");
+    let answers = broker.admin().delete(&queue, &[anyqueue_core::TaskId::foreign("a", "b", "c"), id]).await;
+    let kinds: Vec<_> = answers.into_iter().map(|answer| answer.unwrap_err().kind()).collect();
+    assert_eq!(kinds, [ErrorKind::Unsupported, ErrorKind::Full]);
+    assert_eq!(stub.count("changemessagevisibilitybatch held"), shown + 1);
+}
+
 /// A kick of all ends although a worker holds the task again and again.
 #[tokio::test]
 async fn a_kick_ends_while_tasks_are_held_again() {
