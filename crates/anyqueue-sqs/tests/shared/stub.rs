@@ -48,6 +48,11 @@ impl Stub {
         requests.iter().filter(|(of, _)| of == operation).map(|(_, body)| body.clone()).collect()
     }
 
+    /// The operations of all requests so far, in order.
+    pub(crate) fn operations(&self) -> Vec<String> {
+        self.requests.lock().unwrap().iter().map(|(of, _)| of.clone()).collect()
+    }
+
     pub(crate) fn count(&self, operation: &str) -> usize {
         self.asked(operation).len()
     }
