@@ -105,7 +105,7 @@ impl Hub {
             }
         }
         self.put_back(&rest).await;
-        let missing = wanted.values().any(Option::is_none);
+        let missing = wanted.values().flatten().count() < ids.len();
         let waits = if missing { self.waits(lines).await } else { Ok(false) };
         let mut answers = Vec::with_capacity(ids.len());
         for id in ids {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyqueue_core::{ErrorKind, Settlement, Support, Which};
 use anyqueue_testkit::Sample;
 use shared::stub::{Stub, message, ok, received, refused, usual, word, worked};
-use shared::{SOON, consumer, incoming, millis, one, queue, settle};
+use shared::{SOON, consumer, eventually, incoming, millis, one, queue, settle};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -230,6 +230,25 @@ async fn what_a_broken_walk_took_is_shown_again() {
     let shown = stub.asked("changemessagevisibilitybatch");
     assert!(shown.len() == 1 && shown[0].contains(r#""VisibilityTimeout":0"#), "{shown:?}");
     assert!(stub.asked("receivemessage").iter().all(|asked| asked.contains(r#""VisibilityTimeout":5"#)), "a look is short");
+}
+
+/// A look that nobody waits for any more shows again what it took.
+#[tokio::test]
+async fn a_look_that_is_given_up_puts_back_what_it_took() {
+    let stub = Stub::start(|operation, number| match operation {
+        "getqueueattributes" => ok(r#"{"Attributes":{"ApproximateNumberOfMessages":"5"}}"#),
+        "receivemessage" if number == 1 => ok(&message()),
+        "receivemessage" if number < 7 => refused("RequestThrottled"),
+        "changemessagevisibilitybatch" => worked(),
+        _ => usual(operation),
+    })
+    .await;
+    let (broker, queue) = (stub.connect().await, queue("q"));
+    tokio::select! {
+        _ = broker.admin().peek(&queue, anyqueue_core::State::Ready, 5) => panic!("the look ended before it was given up"),
+        () = eventually("it has taken a task", SOON, || async { stub.count("receivemessage") > 1 }) => {}
+    }
+    eventually("it is shown again", SOON, || async { stub.count("changemessagevisibilitybatch") == 1 }).await;
 }
 
 /// A group's name of any characters is one group, and no word of it is read as something else.
