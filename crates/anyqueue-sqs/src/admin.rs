@@ -1,5 +1,6 @@
 //! The operator's verbs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyqueue_core::{
@@ -10,6 +11,7 @@ use futures::future::try_join_all;
 
 use crate::api::BATCH;
 use crate::broker::Sqs;
+use crate::hub::Hub;
 use crate::lines::Lines;
 
 /// What is purged one by one is hidden for so long, if we die on the way.
@@ -24,7 +26,7 @@ struct Sums {
 }
 
 impl Sqs {
-    async fn sums(&self, urls: &[std::sync::Arc<str>]) -> Result<Sums> {
+    async fn sums(&self, urls: &[Arc<str>]) -> Result<Sums> {
         let mut sums = Sums::default();
         for attributes in try_join_all(urls.iter().map(|url| self.hub.api.attributes(url))).await? {
             let number = |key| attributes.get(&key).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
@@ -33,6 +35,16 @@ impl Sqs {
             sums.hidden += number(QueueAttributeName::ApproximateNumberOfMessagesNotVisible);
         }
         Ok(sums)
+    }
+
+    /// Goes on to its end even if nobody waits for it any more: what a walk took has to be put back.
+    async fn undisturbed<T, F>(&self, lines: Arc<Lines>, work: impl FnOnce(Arc<Hub>, Arc<Lines>) -> F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let work = self.hub.runtime.spawn(work(self.hub.clone(), lines));
+        work.await.unwrap_or_else(|e| Err(Error::unavailable("the walk through the queue was broken off").because(e)))
     }
 
     /// Receives and deletes what is visible, up to as much as there was at the beginning: others may go on sending.
@@ -56,16 +68,19 @@ impl Sqs {
         Ok(removed)
     }
 
+    async fn page(&self, lines: Arc<Lines>, after: Option<String>, limit: usize) -> Result<Page> {
+        self.undisturbed(lines, move |hub, lines| async move { hub.page(&lines, after.as_deref(), limit).await }).await
+    }
+
     async fn purge_states(&self, lines: &Lines, states: &[State]) -> Result<u64> {
         let has = |state| states.contains(&state);
         let (mut removed, sums) = (0, self.sums(&lines.bands).await?);
-        let whole = has(State::Ready) && has(State::Delayed) && (has(State::Reserved) || sums.hidden == 0);
-        // SQS does that once a minute only; what is ready and delayed goes otherwise too.
-        let emptied = if whole { Some(try_join_all(lines.bands.iter().map(|url| self.hub.api.purge(url))).await) } else { None };
-        if let Some(Ok(_)) = emptied {
+        if has(State::Reserved) && has(State::Ready) && has(State::Delayed) {
+            // For the next minute SQS may delete what is sent, so it is asked only by who wants everything gone.
+            try_join_all(lines.bands.iter().map(|url| self.hub.api.purge(url))).await?;
+            tracing::warn!(queue = lines.queue.as_str(), "SQS purges the queue: what is sent within a minute may be deleted too");
             removed += sums.visible + sums.delayed + sums.hidden;
         } else if has(State::Reserved) {
-            emptied.transpose()?;
             let text = "SQS takes reserved tasks from a queue only together with all that are ready and delayed; purge those too";
             return Err(Error::new(ErrorKind::Unsupported, text));
         } else {
@@ -120,8 +135,10 @@ impl Admin for Sqs {
         let read = async {
             let lines = self.hub.lines(queue).await?;
             match state {
-                State::Ready if limit > 0 => self.hub.look(&lines, limit).await,
-                State::Held if limit > 0 => self.hub.page(&lines, None, limit).await.map(|page| page.tasks),
+                State::Ready if limit > 0 => {
+                    self.undisturbed(lines, move |hub, lines| async move { hub.look(&lines, limit).await }).await
+                }
+                State::Held if limit > 0 => self.page(lines, None, limit).await.map(|page| page.tasks),
                 // SQS hides these from everybody.
                 _ => Ok(Vec::new()),
             }
@@ -130,12 +147,16 @@ impl Admin for Sqs {
     }
 
     async fn held(&self, queue: &QueueName, after: Option<&str>, limit: usize) -> Result<Page> {
-        let read = async { self.hub.page(&*self.hub.lines(queue).await?, after, limit).await };
+        let read = async { self.page(self.hub.lines(queue).await?, after.map(str::to_owned), limit).await };
         named(read.await, "list", queue)
     }
 
     async fn kick(&self, queue: &QueueName, which: &Which) -> Result<u64> {
-        let kick = async { self.hub.kick(&*self.hub.lines(queue).await?, which).await };
+        let (lines, which) = (self.hub.lines(queue), which.clone());
+        let kick = async {
+            let kick = |hub: Arc<Hub>, lines: Arc<Lines>| async move { hub.kick(&lines, &which).await };
+            self.undisturbed(lines.await?, kick).await
+        };
         named(kick.await, "kick", queue)
     }
 
@@ -143,7 +164,11 @@ impl Admin for Sqs {
         if ids.is_empty() {
             return Vec::new();
         }
-        let delete = async { self.hub.delete_held(&*self.hub.lines(queue).await?, ids).await };
+        let (lines, all) = (self.hub.lines(queue), ids.to_vec());
+        let delete = async {
+            let delete = |hub: Arc<Hub>, lines: Arc<Lines>| async move { hub.delete_held(&lines, &all).await };
+            self.undisturbed(lines.await?, delete).await
+        };
         match delete.await {
             Ok(answers) => answers.into_iter().map(|answer| named(answer, "delete", queue)).collect(),
             Err(e) => ids.iter().map(|_| named(Err(e.duplicate()), "delete", queue)).collect(),

@@ -22,6 +22,7 @@ use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use crate::config::Config;
 use crate::error;
 use crate::message::Arrived;
+use crate::skew::Dated;
 use crate::slip::ATTRIBUTE;
 
 /// Items of one request (`TooManyEntriesInBatchRequest` above it).
@@ -162,6 +163,16 @@ impl Api {
     pub(crate) async fn tags(&self, url: &str) -> Result<HashMap<String, String>> {
         let answer = self.call(Again::Safe, || self.client.list_queue_tags().queue_url(url).send()).await?;
         Ok(answer.tags.unwrap_or_default())
+    }
+
+    /// What SQS says is the time, in milliseconds since 1970.
+    pub(crate) async fn date(&self, url: &str) -> Result<Option<i64>> {
+        let dated = Dated::default();
+        let request = || self.client.list_queue_tags().queue_url(url).customize().interceptor(dated.clone()).send();
+        match self.call(Again::Safe, request).await {
+            Err(e) if e.kind() != ErrorKind::Denied => Err(e),
+            _ => Ok(dated.get()),
+        }
     }
 
     pub(crate) async fn tag(&self, url: &str, key: &str, value: &str) -> Result<()> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyqueue_core::{
-    Accepted, Admin, Broker, BrokerInfo, Capabilities, ConnectOptions, ConsumeOptions, Consumer, Declared, Envelope, ErrorKind,
-    Finding, QueueName, Result, Support, async_trait,
+    Accepted, Admin, Bounds, Broker, BrokerInfo, Capabilities, ConnectOptions, ConsumeOptions, Consumer, Declared, Envelope,
+    ErrorKind, Finding, QueueName, Result, Support, async_trait,
 };
 
 use crate::config::Config;
@@ -13,7 +13,7 @@ use crate::consumer::SqsConsumer;
 use crate::feed::WAITING;
 use crate::hub::Hub;
 use crate::names::{self, Part};
-use crate::{CAPABILITIES, DRIVER};
+use crate::{CAPABILITIES, DRIVER, SECOND};
 
 /// A connected broker: one region of one account.
 #[derive(Debug)]
@@ -56,9 +56,10 @@ impl Broker for Sqs {
     fn capabilities(&self, queue: &QueueName) -> Arc<Capabilities> {
         let kind = self.hub.config.kind(queue);
         let lines = self.hub.known(queue);
+        let longest = lines.as_ref().map_or(crate::FIFO_LONGEST, |lines| lines.longest_delay());
         let mut capabilities = Capabilities {
             priority: Support::Emulated(kind.levels(), crate::PRIORITY),
-            max_payload: lines.map_or(CAPABILITIES.max_payload, |lines| Some(lines.max_payload)),
+            max_payload: lines.map_or(CAPABILITIES.max_payload, |lines| Some(lines.max_payload())),
             // Between its reception and the setting of its own TTR a task is hidden for the queue's.
             frozen_bound: self.hub.ttr(queue).max(std::time::Duration::from_secs(WAITING)),
             ..CAPABILITIES
@@ -68,7 +69,9 @@ impl Broker for Sqs {
         }
         if kind.fifo {
             capabilities.group = Support::Native(());
-            capabilities.delay = Support::Emulated(CAPABILITIES.delay.limits(), crate::FIFO_DELAY);
+            capabilities.unique = Support::Emulated((), crate::FIFO_UNIQUE);
+            capabilities.same_id = Support::Emulated((), crate::FIFO_SAME_ID);
+            capabilities.delay = Support::Emulated(Bounds { max: longest, step: SECOND }, crate::FIFO_DELAY);
             capabilities.release = Support::Native(());
             capabilities.deaths = Support::Emulated((), crate::FIFO_DEATHS);
         }
@@ -78,7 +81,8 @@ impl Broker for Sqs {
     async fn declare(&self, queue: &QueueName) -> Result<Declared> {
         let named = |e: anyqueue_core::Error| e.during("declare");
         let lines = self.hub.declare(queue, self.hub.config.create).await.map_err(named)?;
-        Ok(Declared { created: lines.created, drift: lines.drift.clone() })
+        let strayed = self.hub.strayed(&lines).await.map_err(named)?;
+        Ok(Declared { created: lines.created, drift: lines.drift.iter().cloned().chain(strayed).collect() })
     }
 
     async fn send(&self, queue: &QueueName, batch: &[Envelope]) -> Vec<Result<Accepted>> {

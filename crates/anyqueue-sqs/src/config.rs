@@ -114,6 +114,10 @@ impl Config {
             None => (host, None),
         };
         let endpoint = given.text("endpoint")?.or(server.clone());
+        if endpoint.as_ref().is_some_and(|endpoint| endpoint.contains('@')) {
+            let text = "option `endpoint` has a login, and SQS takes none there; write `sqs://KEY:SECRET@region?endpoint=…`";
+            return Err(Error::config(text));
+        }
         let login = match (&url.user, &url.password) {
             (Some(key), Some(secret)) => Some(Login { key: key.clone(), secret: secret.clone() }),
             (None, None) if server.is_some() => Some(Login { key: "anyqueue".into(), secret: "anyqueue".into() }),
@@ -210,6 +214,13 @@ mod tests {
             let error = read(url).unwrap_err().to_string();
             assert!(error.contains(says), "{url}: {error}");
         }
+    }
+
+    #[test]
+    fn a_login_in_the_endpoint_is_refused_and_not_shown() {
+        let error = read("sqs://eu-west-1?endpoint=https://user:swordfish@vpce.example").unwrap_err();
+        let shown = format!("{error} {error:?}");
+        assert!(shown.contains("`endpoint`") && !shown.contains("swordfish"), "{shown}");
     }
 
     #[test]

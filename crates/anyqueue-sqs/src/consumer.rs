@@ -48,7 +48,8 @@ impl SqsConsumer {
 
     fn delivery(&self, band: usize, ready: Ready) -> Delivery {
         let Ready { arrived, looks, ttr, asked, deadline } = ready;
-        let facts = arrived.native(looks, self.hub.wall());
+        let mut facts = arrived.native(looks, self.hub.wall());
+        facts.priority = facts.priority.or(self.lines.usual(band));
         // A body without an id of ours has the one that SQS gave it first, whatever message it is in later.
         let native = arrived.slip.priority.is_none().then(|| arrived.id.clone());
         let native = arrived.slip.native.or(native);
@@ -57,6 +58,7 @@ impl SqsConsumer {
             handle: arrived.handle,
             id: arrived.id,
             group: arrived.slip.group,
+            body: (arrived.body.len() as u64 > self.lines.largest / 2).then(|| arrived.body.clone()),
             native,
             redeliveries: facts.redeliveries.value().unwrap_or_default(),
             asked,
@@ -130,6 +132,7 @@ impl Consumer for SqsConsumer {
                 drop(feed.await);
                 self.last_answers().await;
                 drop(self.inbox.sorting.write().await);
+                self.hub.tend_at_last(&self.lines).await;
             };
             tokio::select! {
                 () = given_back => {}

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyqueue_core::{Create, ErrorKind, Finding, QueueName, Result, Severity};
+use anyqueue_core::{Create, Drift, ErrorKind, Finding, QueueName, Result, Severity};
 use aws_sdk_sqs::types::QueueAttributeName;
 
 use crate::hub::Hub;
@@ -17,8 +17,7 @@ impl Hub {
     pub(crate) async fn findings(&self) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
         if let Some(endpoint) = &self.config.endpoint {
-            let address = endpoint.rsplit('@').next().unwrap_or_default();
-            findings.push(finding(Severity::Note, format!("requests go to {address}, not to the region's own address")));
+            findings.push(finding(Severity::Note, format!("requests go to {endpoint}, not to the region's own address")));
         }
         let mut all = self.all_known();
         for queue in self.config.queues().filter(|queue| self.known(queue).is_none()) {
@@ -33,7 +32,7 @@ impl Hub {
             }
         }
         for lines in all {
-            findings.extend(drift(&lines));
+            findings.extend(drift(&lines, self.strayed(&lines).await?));
             findings.extend(self.rights(&lines).await?);
         }
         Ok(findings)
@@ -79,16 +78,20 @@ fn finding(severity: Severity, text: String) -> Finding {
     Finding { severity, text }
 }
 
-fn drift(lines: &Lines) -> Vec<Finding> {
+fn drift(lines: &Lines, strayed: Vec<Drift>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for missing in &lines.missing {
         findings.push(finding(Severity::Warning, format!("queue `{}` misses the right {missing}", lines.queue)));
     }
-    for drift in &lines.drift {
+    for drift in lines.drift.iter().chain(&strayed) {
         let why = if drift.what.starts_with("RedrivePolicy") {
             "SQS itself takes tasks away that were received often; they are listed as held, without a reason"
         } else if drift.what.starts_with("MessageRetentionPeriod") {
             "SQS deletes tasks that wait longer"
+        } else if drift.what.contains("`fifo") {
+            "nobody works on them; run workers with the old setting until they are done"
+        } else if drift.what.contains("`bands") {
+            "any worker of the queue moves them to where they belong"
         } else {
             "tasks come later than asked for"
         };

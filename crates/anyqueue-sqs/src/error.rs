@@ -43,10 +43,17 @@ const CODES: Kinds = &[
     ("InvalidMessageContents", ErrorKind::Invalid, "the body has characters that SQS refuses; send the data as binary"),
 ];
 
-/// The kind of an error, and what to do next, by SQS's code.
-fn known(code: &str) -> Option<(ErrorKind, &'static str)> {
+/// What SQS says of a receipt handle whose message is gone or visible again, under a code that means many things.
+const GONE: [&str; 3] = ["does not exist", "not available for visibility", "receipt handle has expired"];
+
+/// The kind of an error, and what to do next, by SQS's code, or by its words where the code says too little.
+fn known(code: &str, message: &str) -> Option<(ErrorKind, &'static str)> {
     let code = code.rsplit(['.', '#']).next().unwrap_or(code);
-    let code = code.trim_end_matches("Exception");
+    let mut code = code.trim_end_matches("Exception");
+    let message = message.to_ascii_lowercase();
+    if code == "InvalidParameterValue" && GONE.iter().any(|words| message.contains(words)) {
+        code = "MessageNotInflight";
+    }
     CODES.iter().find(|known| known.0 == code).map(|known| (known.1, known.2))
 }
 
@@ -59,7 +66,7 @@ where
     match &error {
         SdkError::ServiceError(service) => {
             let code = service.err().code().unwrap_or_default().to_owned();
-            match known(&code) {
+            match known(&code, service.err().message().unwrap_or_default()) {
                 Some((kind, what)) => Error::new(kind, what).because(said(service.err())),
                 None if service.raw().status().as_u16() >= 500 => {
                     Error::unavailable("SQS has trouble of its own").effect_unknown().because(said(service.err()))
@@ -88,7 +95,7 @@ fn said(error: &impl ProvideErrorMetadata) -> String {
 /// The error of one item of a batch.
 pub(crate) fn of_entry(entry: &BatchResultErrorEntry) -> Error {
     let said = format!("{}: {}", entry.code(), entry.message().unwrap_or("no message"));
-    match known(entry.code()) {
+    match known(entry.code(), entry.message().unwrap_or_default()) {
         Some((kind, what)) => Error::new(kind, what).because(said),
         None if !entry.sender_fault() => Error::unavailable("SQS has trouble of its own").effect_unknown().because(said),
         None => Error::new(ErrorKind::Protocol, "SQS refused an item of a batch").because(said),
@@ -98,6 +105,11 @@ pub(crate) fn of_entry(entry: &BatchResultErrorEntry) -> Error {
 /// An item of a batch of which the answer says nothing.
 pub(crate) fn unanswered() -> Error {
     Error::new(ErrorKind::Protocol, "SQS's answer leaves out an item of the batch").effect_unknown()
+}
+
+/// An item that was not sent because one before it failed.
+pub(crate) fn behind() -> Error {
+    Error::unavailable("an earlier task of the batch could not be sent, and a FIFO queue keeps their order; send both again")
 }
 
 /// The error of a handle that was closed.
@@ -121,9 +133,17 @@ mod tests {
             ("AWS.SimpleQueueService.PurgeQueueInProgress", ErrorKind::Busy),
             ("OverLimit", ErrorKind::Full),
         ] {
-            assert_eq!(known(code).map(|known| known.0), Some(kind), "{code}");
+            assert_eq!(known(code, "").map(|known| known.0), Some(kind), "{code}");
         }
-        assert!(known("SomethingElse").is_none());
+        assert!(known("SomethingElse", "Message does not exist").is_none());
+        assert!(known("InvalidParameterValue", "Value 43200 for parameter VisibilityTimeout is invalid.").is_none());
+        for message in [
+            "Value AQ for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not available for visibility timeout change.",
+            "Value AQ for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.",
+        ] {
+            let (kind, _) = known("InvalidParameterValue", message).unwrap();
+            assert_eq!(kind, ErrorKind::LeaseLost, "{message}");
+        }
     }
 
     #[test]

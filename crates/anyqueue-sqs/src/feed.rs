@@ -11,7 +11,7 @@ use crate::api::BATCH;
 use crate::hub::Hub;
 use crate::inbox::{Inbox, Ready};
 use crate::lines::Lines;
-use crate::marker::Marks;
+use crate::marker::{FRESH, Marks};
 use crate::message::Arrived;
 use crate::send;
 
@@ -86,7 +86,7 @@ impl Feed {
     async fn paused(&self) -> Result<()> {
         self.inbox.set_looked();
         let changed = self.hub.markers.changed.notified();
-        let step = match self.hub.marks(&self.lines).await?.paused(self.hub.wall()) {
+        let step = match self.hub.marks(&self.lines, PAUSED).await?.paused(self.hub.wall()) {
             Paused::No => return Ok(()),
             Paused::Yes(left) => left.unwrap_or(PAUSED).min(PAUSED),
         };
@@ -97,7 +97,7 @@ impl Feed {
             _ = closing.changed() => {}
             () = self.hub.clock.sleep_until(self.hub.clock.now() + step) => {}
         }
-        self.hub.marks(&self.lines).await.map(drop)
+        self.hub.marks(&self.lines, PAUSED).await.map(drop)
     }
 
     /// What one request may take. SQS gives out several tasks of a group together, and they would run side by side; while
@@ -149,10 +149,11 @@ impl Feed {
     }
 
     /// How long a request may wait: hardly longer than somebody does, since what comes for nobody has to be given back, and
-    /// what comes for a process that has ended is hidden for a while.
+    /// what comes for a process that has ended is hidden for a while. Who waits for about as long goes on to wait: a request
+    /// as long as SQS lets it be costs less than a long one and a short one.
     fn patience(&self) -> Option<Duration> {
         let (left, most) = (self.inbox.until().since(self.hub.clock.now()), self.hub.config.wait);
-        let fits = if left >= most / 2 { most } else { SECOND * steps_up(left, SECOND) as u32 };
+        let fits = if left >= most / 3 { most } else { SECOND * steps_up(left, SECOND) as u32 };
         (left > Duration::from_millis(1)).then_some(fits)
     }
 
@@ -197,18 +198,25 @@ impl Feed {
             let items: Vec<_> = all.iter().map(|one| (one.handle.clone(), 0)).collect();
             return self.hub.hide(url, &items).await.into_iter().collect();
         }
-        // Who has waited may have read them long ago; in between, a second is soon enough.
-        let marks = if visibility == WAITING { self.hub.marks_now(&self.lines).await } else { self.hub.marks(&self.lines).await };
-        let marks = marks.unwrap_or_default();
-        let (now, paused) = (self.hub.wall(), marks.paused(self.hub.wall()) != Paused::No);
-        let (dropped, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| drops(&marks, one));
-        let (early, kept): (Vec<_>, Vec<_>) = kept.into_iter().partition(|one| is_early(one, now));
-        let handles: Vec<_> = dropped.iter().map(|one| one.handle.clone()).collect();
-        let (_, (), ready) = futures::join!(
-            self.hub.delete(url, &handles),
-            send::send_on(&self.hub, &self.lines, url, early),
-            self.leased(url, kept, asked, visibility)
-        );
+        let now = self.hub.wall();
+        // What was delayed may have been purged a moment before it was due.
+        let age = if all.iter().any(|one| one.slip.due.is_some()) { FRESH / 3 } else { FRESH };
+        let (early, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| is_early(one, now));
+        // Their leases do not wait for the marks: a wait has left them three seconds.
+        let (ready, marks) = futures::join!(self.leased(url, kept, asked, visibility), self.hub.marks(&self.lines, age));
+        // A round reads them before its first request, so they are known unless they were set just now.
+        let marks = match marks {
+            Ok(marks) => marks,
+            Err(e) => {
+                self.give_back(ready.into_iter().map(|ready| (band, ready)).collect()).await;
+                return Err(e);
+            }
+        };
+        let paused = marks.paused(self.hub.wall()) != Paused::No;
+        let (dropped, early): (Vec<_>, Vec<_>) = early.into_iter().partition(|one| drops(&marks, one));
+        let (over, ready): (Vec<_>, Vec<_>) = ready.into_iter().partition(|one| drops(&marks, &one.arrived));
+        let handles: Vec<_> = dropped.iter().chain(over.iter().map(|one| &one.arrived)).map(|one| one.handle.clone()).collect();
+        futures::join!(self.hub.delete(url, &handles), send::send_on(&self.hub, &self.lines, url, early));
         let back = if paused { ready } else { self.inbox.put(band, ready, self.hub.clock.now()) };
         self.give_back(back.into_iter().map(|ready| (band, ready)).collect()).await;
         Ok(())
@@ -224,16 +232,17 @@ impl Feed {
             ready.push(Ready { arrived, looks, ttr, asked, deadline: asked + Duration::from_secs(visibility) });
         }
         let late = now.since(asked);
-        let differs = |one: &Ready| one.ttr.as_secs() != visibility || late > one.ttr / 10;
+        let (differs, left) = (|one: &Ready| one.ttr.as_secs() != visibility || late > one.ttr / 10, self.hub.left(asked));
         let places: Vec<usize> = (0..ready.len()).filter(|at| differs(&ready[*at])).collect();
-        let items: Vec<_> = places.iter().map(|at| (ready[*at].arrived.handle.clone(), ready[*at].ttr.as_secs())).collect();
+        let seconds = |one: &Ready| one.ttr.as_secs().min(left);
+        let items: Vec<_> = places.iter().map(|at| (ready[*at].arrived.handle.clone(), seconds(&ready[*at]))).collect();
         if items.is_empty() {
             return ready;
         }
         let mut lost = Vec::new();
         for (at, answer) in places.into_iter().zip(self.hub.hide(url, &items).await) {
             match answer {
-                Ok(()) => ready[at].deadline = now + ready[at].ttr,
+                Ok(()) => ready[at].deadline = now + Duration::from_secs(seconds(&ready[at])),
                 Err(e) if e.is_lease_lost() => lost.push(at),
                 // It stays hidden for as long as it was received with.
                 Err(_) => {}

@@ -8,9 +8,9 @@ use aws_sdk_sqs::types::QueueAttributeName;
 
 use crate::hub::{Hub, Move};
 use crate::lines::Lines;
-use crate::message::Post;
+use crate::message::{Post, word};
 use crate::slip::Slip;
-use crate::walk::Found;
+use crate::walk::{Found, MOST};
 
 impl Hub {
     /// A page of held tasks. Its place in the list is how many come before it.
@@ -21,8 +21,8 @@ impl Hub {
         let listing = match self.listings.get(&lines.queue, now).filter(|_| first > 0) {
             Some(listing) => listing,
             None => {
-                let _walking = self.listings.walking.lock().await;
-                let found = self.take_held(lines, false).await?;
+                let _walking = self.listings.walking(&lines.queue).await;
+                let found = self.take_held(lines, false, MOST).await?;
                 self.put_back(&found).await;
                 let listing = Arc::new(found);
                 self.listings.keep(&lines.queue, now, listing.clone());
@@ -41,22 +41,26 @@ impl Hub {
             Which::All => (usize::MAX, false),
             Which::Ids(ids) => (ids.len(), true),
         };
-        let mut kicked = 0;
-        let _walking = self.listings.walking.lock().await;
+        // What a worker holds again meanwhile is not kicked twice, and what it holds anew is no reason to go on.
+        let (mut kicked, began, mut done) = (0, self.held_at(), HashSet::new());
+        let _walking = self.listings.walking(&lines.queue).await;
         loop {
-            let mut found = self.take_held(lines, sure).await?;
-            let rest = match which {
+            let mut found = self.take_held(lines, sure, MOST).await?;
+            let mut rest: Vec<_> = found.extract_if(.., |one| done.contains(&self.incoming(lines, one).id)).collect();
+            let others = match which {
                 Which::Ids(ids) => {
                     let ids: HashSet<TaskId> = ids.iter().copied().collect();
                     found.extract_if(.., |one| !ids.contains(&self.incoming(lines, one).id)).collect()
                 }
                 _ => found.split_off(found.len().min(wanted - kicked as usize)),
             };
-            let count = found.len();
+            let (old, beyond) = (found.iter().any(|one| one.held_at() <= began), others.len());
+            done.extend(found.iter().map(|one| self.incoming(lines, one).id));
+            rest.extend(others);
             let (moved, ()) = futures::join!(self.make_ready(lines, found), self.put_back(&rest));
             kicked += moved?;
             // A walk takes so many at most; what is held beyond that comes with the next one.
-            let more = !matches!(which, Which::Ids(_)) && count > 0 && rest.is_empty() && (kicked as usize) < wanted;
+            let more = !matches!(which, Which::Ids(_)) && old && beyond == 0 && (kicked as usize) < wanted;
             if !more {
                 return Ok(kicked);
             }
@@ -73,23 +77,25 @@ impl Hub {
                 priority: Some(task.priority),
                 ttr: Some(anyqueue_core::steps_up(task.ttr, crate::SECOND)),
                 native: task.wire.id.is_none().then(|| arrived.slip.native.unwrap_or_else(|| arrived.id.clone())),
-                group: arrived.slip.group,
+                group: arrived.slip.group.as_deref().map(word),
                 ..Slip::default()
             };
-            let post = Post { body: arrived.body, slip, delay: 0, id: None };
+            let post = Post { body: arrived.body, slip, delay: 0, once: None }.once("kick", &arrived.id);
             by_way.entry((one.url, lines.band(task.priority).clone())).or_default().push((arrived.handle, post));
         }
-        let mut moved = 0;
+        let (mut moved, mut failed) = (0, Ok(()));
         for ((from, to), items) in by_way {
-            moved += self.moved(lines, &from, &to, items).await?;
+            let (count, answer) = self.moved_or_shown(lines, &from, &to, items).await;
+            moved += count;
+            failed = failed.and(answer);
         }
-        Ok(moved)
+        failed.map(|()| moved)
     }
 
     /// Deletes held tasks by id. Others cannot be found by id on SQS, which is an error of its own where there are any.
     pub(crate) async fn delete_held(&self, lines: &Lines, ids: &[TaskId]) -> Result<Vec<Result<()>>> {
-        let _walking = self.listings.walking.lock().await;
-        let found = self.take_held(lines, true).await?;
+        let _walking = self.listings.walking(&lines.queue).await;
+        let found = self.take_held(lines, true, MOST).await?;
         let mut wanted: HashMap<TaskId, Option<Found>> = ids.iter().map(|id| (*id, None)).collect();
         let mut rest = Vec::new();
         for one in found {
@@ -99,17 +105,20 @@ impl Hub {
             }
         }
         self.put_back(&rest).await;
-        let mut missing = None;
+        let missing = wanted.values().flatten().count() < ids.len();
+        let waits = if missing { self.waits(lines).await } else { Ok(false) };
         let mut answers = Vec::with_capacity(ids.len());
         for id in ids {
             answers.push(match wanted.remove(id).flatten() {
-                Some(found) => self.delete(&found.url, &[found.arrived.handle]).await.into_iter().collect(),
-                None => {
-                    if missing.is_none() {
-                        missing = Some(self.waits(lines).await?);
+                Some(found) => {
+                    let handle = found.arrived.handle.clone();
+                    let deleted: Result<()> = self.delete(&found.url, &[handle]).await.into_iter().collect();
+                    if deleted.is_err() {
+                        self.put_back(&[found]).await;
                     }
-                    Err(not_held(missing.unwrap_or_default()))
+                    deleted
                 }
+                None => Err(waits.as_ref().map_or_else(Error::duplicate, |waits| not_held(*waits))),
             });
         }
         Ok(answers)
@@ -118,7 +127,10 @@ impl Hub {
     /// Whether the queue has tasks that are not held.
     async fn waits(&self, lines: &Lines) -> Result<bool> {
         for url in &lines.bands {
-            let attributes = self.api.attributes(url).await?;
+            let attributes = match self.api.attributes(url).await {
+                Err(e) if e.kind() == ErrorKind::Denied => return Ok(true),
+                answer => answer?,
+            };
             let any = |key| attributes.get(&key).is_some_and(|text: &String| text != "0");
             if any(QueueAttributeName::ApproximateNumberOfMessages)
                 || any(QueueAttributeName::ApproximateNumberOfMessagesDelayed)

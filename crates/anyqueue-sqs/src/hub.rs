@@ -1,6 +1,6 @@
 //! What all parts of one broker share.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,6 +16,9 @@ use crate::lease::Leases;
 use crate::lines::Lines;
 use crate::marker::Markers;
 use crate::message::Post;
+use crate::settle::LONGEST;
+use crate::skew;
+use crate::strays;
 use crate::tend;
 use crate::walk::Listings;
 
@@ -38,8 +41,8 @@ pub(crate) struct Hub {
     lines: Mutex<HashMap<QueueName, Arc<Lines>>>,
     /// The TTR that each queue's receives ask for.
     ttrs: Mutex<HashMap<QueueName, Duration>>,
-    /// Queues whose held tasks are renewed.
-    tended: Mutex<HashSet<QueueName>>,
+    /// Queues whose held tasks are renewed, and whether they were looked at yet.
+    tended: Mutex<HashMap<QueueName, bool>>,
     leases: Mutex<Leases>,
     /// The moment of the last hold, in microseconds since 1970: those of one process never share one.
     held_at: AtomicU64,
@@ -88,6 +91,14 @@ impl Hub {
         unix_millis(self.clock.wall())
     }
 
+    /// The time of day by SQS's clock, as far as its answers tell; in milliseconds since 1970.
+    pub(crate) async fn server_wall(&self, url: &str) -> Result<u64> {
+        let asked = self.wall();
+        let date = self.api.date(url).await?;
+        let now = self.wall();
+        Ok(now.saturating_add_signed(date.map_or(0, |date| skew::skew(date, asked as i64, now as i64))))
+    }
+
     /// A moment for a hold, in microseconds since 1970, later than that of any other hold of this process.
     pub(crate) fn held_at(&self) -> u64 {
         let now = self.wall() * 1000;
@@ -95,9 +106,10 @@ impl Hub {
         self.held_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_or(now, |last| now.max(last + 1))
     }
 
-    /// How many whole seconds are left until a moment.
-    pub(crate) fn seconds_until(&self, moment: Moment) -> u64 {
-        moment.since(self.clock.now()).as_secs()
+    /// For how many more seconds a message may be hidden that was asked for at this moment. SQS refuses one more, and the
+    /// request takes some time.
+    pub(crate) fn left(&self, asked: Moment) -> u64 {
+        (asked + LONGEST).since(self.clock.now()).as_secs().saturating_sub(1)
     }
 
     /// A queue's own queues, if they are known already.
@@ -135,11 +147,18 @@ impl Hub {
         }
     }
 
-    /// Sees to it that what is held outlives SQS's retention, for as long as this broker is open.
+    /// Sees to it that what is held outlives SQS's retention, and what other settings left comes too, for as long as this
+    /// broker is open.
     pub(crate) fn tend(self: &Arc<Self>, lines: &Arc<Lines>) {
-        if self.tended.lock().unwrap_or_else(PoisonError::into_inner).insert(lines.queue.clone()) {
+        if self.tended.lock().unwrap_or_else(PoisonError::into_inner).insert(lines.queue.clone(), false).is_none() {
             self.runtime.spawn(tend::run(Arc::downgrade(self), self.clock.clone(), lines.clone()));
+            self.runtime.spawn(strays::run(Arc::downgrade(self), self.clock.clone(), lines.clone()));
         }
+    }
+
+    /// Notes that a queue's held tasks are looked at. Whether that is the first time.
+    pub(crate) fn tended(&self, queue: &QueueName) -> bool {
+        self.tended.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone(), true) != Some(true)
     }
 
     pub(crate) fn set_ttr(&self, queue: &QueueName, ttr: Duration) {
@@ -187,10 +206,20 @@ impl Hub {
             let (places, entries): (Vec<usize>, Vec<_>) = request.into_iter().unzip();
             places.into_iter().zip(self.api.send(url, entries).await).collect::<Vec<_>>()
         };
-        let requests = requests.into_iter().filter(|request| !request.is_empty()).map(send);
-        // The order of a FIFO queue is that in which requests arrive.
-        let under_way = if fifo { 1 } else { self.config.requests };
-        let sent: Vec<_> = stream::iter(requests).buffer_unordered(under_way).collect().await;
+        let requests = requests.into_iter().filter(|request| !request.is_empty());
+        if fifo {
+            // The order of a FIFO queue is that in which requests arrive: what is sent again must not come behind others.
+            for request in requests {
+                let sent = send(request).await;
+                let stop = sent.iter().any(|(_, answer)| answer.as_ref().is_err_and(Error::is_retryable));
+                sent.into_iter().for_each(|(at, answer)| answers[at] = Some(answer));
+                if stop {
+                    break;
+                }
+            }
+            return answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(error::behind()))).collect();
+        }
+        let sent: Vec<_> = stream::iter(requests.map(send)).buffer_unordered(self.config.requests).collect().await;
         sent.into_iter().flatten().for_each(|(at, answer)| answers[at] = Some(answer));
         answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(error::unanswered()))).collect()
     }
@@ -205,6 +234,25 @@ impl Hub {
     pub(crate) async fn hide(&self, url: &str, items: &[(Arc<str>, u64)]) -> Vec<Result<()>> {
         let requests: Vec<_> = items.chunks(BATCH).map(|part| self.api.hide(url, part)).collect();
         stream::iter(requests).buffered(self.config.requests).collect::<Vec<_>>().await.into_iter().flatten().collect()
+    }
+
+    /// Sends messages anew and removes those that they were: what has no copy is shown again. How many were moved, and what
+    /// went wrong first.
+    pub(crate) async fn moved_or_shown(&self, lines: &Lines, from: &str, to: &str, items: Vec<Move>) -> (u64, Result<()>) {
+        let (handles, posts): (Vec<Arc<str>>, Vec<Post>) = items.into_iter().unzip();
+        let (mut sent, mut copied, mut left) = (Ok(()), Vec::new(), Vec::new());
+        for (handle, answer) in handles.into_iter().zip(self.post(lines, to, &posts).await) {
+            match answer {
+                Ok(_) => copied.push(handle),
+                Err(e) => {
+                    left.push((handle, 0));
+                    sent = sent.and(Err(e));
+                }
+            }
+        }
+        let (removed, _) = futures::join!(self.delete(from, &copied), self.hide(from, &left));
+        let removed = removed.into_iter().filter(|answer| answer.as_ref().is_err_and(|e| !e.is_lease_lost()));
+        (copied.len() as u64, sent.and(removed.collect()))
     }
 
     /// Sends messages anew and removes those that they were: what has no copy stays. How many were moved.

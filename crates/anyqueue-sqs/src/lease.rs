@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use anyqueue_core::{Moment, Receipt};
+use anyqueue_core::{Bytes, Moment, Receipt};
 
 /// One reservation.
 #[derive(Debug, Clone)]
@@ -14,6 +14,8 @@ pub(crate) struct Lease {
     /// SQS's id of the message.
     pub(crate) id: Arc<str>,
     pub(crate) group: Option<Arc<str>>,
+    /// The body as it came, if it is so large that it may not grow.
+    pub(crate) body: Option<Bytes>,
     /// SQS's first id, of a payload that came without one of ours.
     pub(crate) native: Option<Arc<str>>,
     /// Earlier reservations without an end.
@@ -86,6 +88,7 @@ mod tests {
             handle: "h".into(),
             id: "i".into(),
             group: None,
+            body: None,
             native: None,
             redeliveries: 0,
             asked: Moment::default(),

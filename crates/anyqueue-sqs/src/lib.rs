@@ -20,7 +20,9 @@
 //!
 //! `bands = 5` has `__p0` and `__p2048` too, `bands = 1` only the plain one. A dot in a name is `__d` on SQS, and a name that
 //! becomes too long ends in its digest. The name of a FIFO queue ends in `.fifo`. All are made with a retention of 14 days;
-//! an existing one that differs is reported and used as it is. Where the plain queue has a redrive policy, SQS itself
+//! an existing one that differs is reported and used as it is. After a change of `bands`, workers move what is in bands of
+//! the old settings to those of the new ones; after a change of `fifo`, such tasks are reported only: let workers with the
+//! old setting finish them. Where the plain queue has a redrive policy, SQS itself
 //! moves tasks to a dead-letter queue; those are listed, kicked and deleted with the held ones.
 //!
 //! The body of a message is the task. Beside it is one message attribute, `anyqueue`, with priority, TTR and what else must
@@ -30,30 +32,39 @@
 //! A worker looks into the most urgent band first. Only when all bands are empty does it wait, for all of them at once, each
 //! with a request of its own; so an empty queue delays no other, and a task is there as soon as SQS shows it. A receive hides
 //! tasks for the queue's TTR; those of another TTR, and what came at the end of a long wait, are renewed in one request of
-//! ten. What a waiting request takes is hidden for 3 seconds first: if the connection is dead, nobody learns of it.
+//! ten. What a waiting request takes is hidden for 3 seconds first: if the connection is dead, nobody learns of it. What
+//! others put into a band without a priority has that of the band: 512 in `invoices__p512`, 2048 in `invoices__rest`.
 //!
 //! A retry, a hold and a release send a copy and then delete. (Showing the same message again would be cheaper by a request,
 //! but it would count as a reception: to every other process it would look as if a worker had died with it, and after each
 //! deploy all given-back tasks would run alone, one after another.) Delays beyond 15 minutes are made of legs of that length,
 //! in the same queue: whoever receives a task too early sends it on. The last leg is SQS's own, so it is not early.
 //!
-//! A pause is a tag of the plain queue. It is read before the first task, then each second while tasks come. A purge of
-//! delayed tasks is a tag too, since SQS shows them to nobody: workers drop them as they come.
+//! A pause is a tag of the plain queue. It is read before the first task, then about every three seconds while tasks come,
+//! once for all consumers of a process, and each second while the queue is paused; where it cannot be read within a second,
+//! what was read last holds. A purge of delayed tasks is a tag too, since SQS shows them to nobody: workers drop them as
+//! they come.
 //!
 //! # What SQS does not promise
 //! * A message may be delivered twice. A settlement cannot be compared with a newer reservation; the local deadline decides.
 //! * A receive without a wait asks some of SQS's servers only: for a moment an urgent task may be overlooked.
 //! * Figures are approximate; the age of the oldest task is in CloudWatch only, so it is unknown here.
-//! * SQS deletes what has waited for 14 days. Held tasks are sent anew after seven by any worker of their queue.
+//! * SQS deletes what has waited for 14 days. Held tasks, and those of a dead-letter queue, are sent anew after seven by any
+//!   worker of their queue, also by one that lives for moments only. Ready tasks are not: a queue without workers, or one
+//!   that is paused for 14 days, loses them.
+//! * A purge of all states is SQS's own, which may delete what is sent in the next minute too. Any other one takes what is
+//!   there, ten at a time.
 //! * A listing takes held tasks for as long as it walks. Another one at the same time sees fewer; a kick by id that finds
 //!   nothing may be tried again.
 //! * 120,000 tasks of one SQS queue may be reserved at once, 20,000 of a FIFO queue: beyond, reserving is an error that says so.
-//! * The largest task has 512 bytes less than `MaximumMessageSize`: the attribute counts.
+//! * The largest task has 8.5 KiB less than `MaximumMessageSize`: the attribute counts, and a retry or a hold writes counters
+//!   and a reason into the body. What grows beyond that is held as it came, without a reason; a warning says so.
 //!
 //! # FIFO queues
 //! `fifo = true` for a queue. Tasks of one group (`group` of a new task, or each its own) come one after another; a task's id
-//! is its deduplication id, so a repeated send within five minutes is one task. A retry goes behind its group. SQS delays no
-//! single message of such a queue: the first worker that receives it hides it until it is due, and its group waits too.
+//! is its deduplication id, or its unique key is, so a repeated send within five minutes is one task. A retry goes behind its
+//! group. Of a batch, nothing is sent behind a request that failed. SQS delays no single message of such a queue: the first
+//! worker that receives it hides it until it is due, and its group waits too; 13 days is the longest delay there.
 //!
 //! # Rights
 //! A worker, on `arn:aws:sqs:REGION:ACCOUNT:PREFIX*`:
@@ -99,7 +110,9 @@ mod message;
 mod names;
 mod send;
 mod settle;
+mod skew;
 mod slip;
+mod strays;
 mod tend;
 mod walk;
 
@@ -120,7 +133,12 @@ pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const PRIORITY: &str =
     "each band is an SQS queue; SQS may overlook an urgent task for a moment, since a receive asks some of its servers only";
 pub(crate) const FIFO_DELAY: &str =
-    "a FIFO queue delays no single message: the task's group waits with it while a worker hides it";
+    "a FIFO queue delays no single message: the task's group waits with it while a worker hides it, for 13 days at most";
+/// A day less than SQS keeps a message.
+pub(crate) const FIFO_LONGEST: Duration = Duration::from_secs(13 * 86_400);
+pub(crate) const FIFO_UNIQUE: &str =
+    "SQS takes a key once in five minutes, whether the first task still waits or is done; a later one is a new task";
+pub(crate) const FIFO_SAME_ID: &str = "SQS knows an id again for five minutes, unless the task has a unique key";
 pub(crate) const FIFO_DEATHS: &str = "looks, releases and waits for a delay count too where another process made them";
 
 pub(crate) const CAPABILITIES: Capabilities = Capabilities {
@@ -148,13 +166,16 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
         "a look takes ready tasks for a moment; other processes take it for a death, so their next run is alone; what is delayed or reserved is not seen",
     ),
     info: Support::Needs((), "a task log: SQS finds no message by an id"),
-    pause: Support::Emulated((), "a tag of the queue, which our workers read before they hand out tasks; other clients do not"),
+    pause: Support::Emulated(
+        (),
+        "a tag of the queue, which our workers read every few seconds, and other clients do not; SQS deletes what waits for 14 days, paused or not",
+    ),
     deaths: Support::Emulated((), "a look from another process counts as one"),
     order: Order::Loose,
     durability: Durability::Power,
     durability_caveat: None,
     batch: Batch { send: 160, reserve: 160, settle: 160 },
-    max_payload: Some(lines::LARGEST - slip::ROOM),
+    max_payload: Some(lines::LARGEST - slip::ROOM - lines::HEADROOM),
     counts: Counts {
         ready: Exactness::Approximate,
         delayed: Exactness::Approximate,

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use anyqueue_core::time::MAX_DELAY;
 use anyqueue_core::{Create, Drift, Error, ErrorKind, QueueName, Result};
 use aws_sdk_sqs::types::QueueAttributeName;
 use futures::future::{join_all, try_join_all};
@@ -14,6 +16,8 @@ use crate::slip;
 
 /// The largest message (`MaximumMessageSize`), in bytes.
 pub(crate) const LARGEST: u64 = 1 << 20;
+/// What a task may grow by, in bytes: a retry or a hold writes counters and a reason into its body.
+pub(crate) const HEADROOM: u64 = 8 << 10;
 /// How long SQS keeps a message at most, in seconds: 14 days.
 pub(crate) const RETENTION: u64 = 14 * 86_400;
 
@@ -27,10 +31,12 @@ pub(crate) struct Lines {
     /// Where held tasks are, and where SQS itself puts messages that were received too often, if it does.
     pub(crate) held: Vec<Arc<str>>,
     /// The largest body.
-    pub(crate) max_payload: u64,
+    pub(crate) largest: u64,
+    /// For how long the bands keep a message, in seconds.
+    keeps: u64,
     /// What one request may carry.
     pub(crate) max_request: usize,
-    /// How long the queue of held tasks keeps a message, in seconds.
+    /// How long queues of held tasks keep a message, in seconds.
     pub(crate) retention: u64,
     pub(crate) created: bool,
     pub(crate) drift: Vec<Drift>,
@@ -48,6 +54,26 @@ impl Lines {
     /// The band whose queue has the plain name.
     pub(crate) fn plain(&self) -> &Arc<str> {
         self.band(anyqueue_core::priority::NORMAL)
+    }
+
+    /// The largest body of a new task. A retry or a hold may be larger: it carries what happened.
+    pub(crate) fn max_payload(&self) -> u64 {
+        self.largest.saturating_sub(HEADROOM)
+    }
+
+    /// The longest delay. On a FIFO queue a task waits as one message, which SQS deletes at the end of its retention.
+    pub(crate) fn longest_delay(&self) -> Duration {
+        if self.kind.fifo { Duration::from_secs(self.keeps / 14 * 13) } else { MAX_DELAY }
+    }
+
+    /// The priority of what others put into a band, unless the plain one: the named level that it ends with, or begins above.
+    pub(crate) fn usual(&self, band: usize) -> Option<u32> {
+        let ends = self.kind.bands;
+        match ends.get(band)? {
+            _ if band == self.kind.levels().plain() as usize => None,
+            &u32::MAX => ends[..band].last().map(|end| end * 2),
+            end => Some(*end),
+        }
     }
 
     pub(crate) async fn find(api: &Api, config: &Config, queue: &QueueName, create: Create) -> Result<Self> {
@@ -82,7 +108,8 @@ impl Lines {
             kind,
             bands: Vec::new(),
             held: Vec::new(),
-            max_payload: LARGEST - slip::ROOM,
+            largest: LARGEST - slip::ROOM,
+            keeps: RETENTION,
             max_request: LARGEST as usize,
             retention: RETENTION,
             created: false,
@@ -108,6 +135,10 @@ impl Lines {
         if let Some(dead) = self.dead_letters().filter(|name| names.iter().all(|(known, _)| known != name))
             && let Ok(Some(url)) = api.url(&dead).await
         {
+            if let Ok(attributes) = api.attributes(&url).await {
+                let retention = attributes.get(&QueueAttributeName::MessageRetentionPeriod).and_then(|text| text.parse().ok());
+                self.retention = self.retention.min(retention.unwrap_or(RETENTION));
+            }
             self.held.push(url);
         }
         Ok(self)
@@ -116,13 +147,13 @@ impl Lines {
     fn note(&mut self, name: &str, attributes: &HashMap<QueueAttributeName, String>) {
         let number = |key| attributes.get(&key).and_then(|text| text.parse::<u64>().ok());
         if let Some(most) = number(QueueAttributeName::MaximumMessageSize) {
-            self.max_payload = self.max_payload.min(most.saturating_sub(slip::ROOM));
+            self.largest = self.largest.min(most.saturating_sub(slip::ROOM));
             // Servers that speak SQS's protocol as it was before 2025 take 256 KiB in one request.
             self.max_request = self.max_request.min(most.max(256 << 10) as usize);
         }
-        if name.ends_with("__held") {
-            self.retention = number(QueueAttributeName::MessageRetentionPeriod).unwrap_or(RETENTION);
-        }
+        let retention = number(QueueAttributeName::MessageRetentionPeriod).unwrap_or(RETENTION);
+        let least = if name.ends_with("__held") { &mut self.retention } else { &mut self.keeps };
+        *least = retention.min(*least);
         let wanted = [
             (QueueAttributeName::MessageRetentionPeriod, RETENTION.to_string()),
             (QueueAttributeName::DelaySeconds, "0".into()),

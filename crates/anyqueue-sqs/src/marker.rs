@@ -1,7 +1,7 @@
 //! Marks on a queue that all its workers heed: tags of the SQS queue with the plain name.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyqueue_core::{ErrorKind, Moment, Paused, QueueName, Result};
@@ -12,8 +12,10 @@ use crate::lines::Lines;
 
 const PAUSED: &str = "anyqueue-paused";
 const PURGED: &str = "anyqueue-purged-delayed";
-/// Marks that are older are read anew before tasks are handed out.
-const FRESH: Duration = Duration::from_secs(1);
+/// Marks that are about this old are read anew when tasks come. SQS throttles who asks for tags with each of them.
+pub(crate) const FRESH: Duration = Duration::from_secs(3);
+/// Tasks that have come wait no longer for their queue's marks: their leases run.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the tags of a queue say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -48,6 +50,8 @@ impl Marks {
 #[derive(Debug, Default)]
 pub(crate) struct Markers {
     read: Mutex<HashMap<QueueName, (Moment, Marks)>>,
+    /// Who reads a queue's marks: one at a time in this process.
+    readers: Mutex<HashMap<QueueName, Arc<tokio::sync::Mutex<()>>>>,
     /// Rings when one is set in this process.
     pub(crate) changed: Notify,
 }
@@ -55,6 +59,17 @@ pub(crate) struct Markers {
 impl Markers {
     fn known(&self, queue: &QueueName) -> Option<(Moment, Marks)> {
         self.read.lock().unwrap_or_else(PoisonError::into_inner).get(queue).copied()
+    }
+
+    /// Marks that are not older than about `age`.
+    fn fresh(&self, queue: &QueueName, now: Moment, age: Duration) -> Option<Marks> {
+        // Workers that began together need not ask together.
+        let age = age.mul_f64(0.75 + fastrand::f64() / 2.0);
+        self.known(queue).filter(|(at, _)| now.since(*at) < age).map(|(_, marks)| marks)
+    }
+
+    fn reader(&self, queue: &QueueName) -> Arc<tokio::sync::Mutex<()>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).entry(queue.clone()).or_default().clone()
     }
 
     fn note(&self, queue: &QueueName, at: Moment, marks: Marks) {
@@ -68,15 +83,28 @@ impl Markers {
 }
 
 impl Hub {
-    /// The marks of a queue, not older than a second.
-    pub(crate) async fn marks(&self, lines: &Lines) -> Result<Marks> {
-        let now = self.clock.now();
-        match self.markers.known(&lines.queue) {
-            Some((at, marks)) if now.since(at) < FRESH => Ok(marks),
-            // While they cannot be read, what was read last holds.
-            Some((_, marks)) => Ok(self.marks_now(lines).await.unwrap_or(marks)),
-            None => self.marks_now(lines).await,
+    /// The marks of a queue, not older than about `age`. While they cannot be read, or not soon, what was read last holds.
+    pub(crate) async fn marks(&self, lines: &Lines, age: Duration) -> Result<Marks> {
+        if let Some(marks) = self.markers.fresh(&lines.queue, self.clock.now(), age) {
+            return Ok(marks);
         }
+        let Some((_, old)) = self.markers.known(&lines.queue) else { return self.marks_now(lines).await };
+        let read = async {
+            let reader = self.markers.reader(&lines.queue);
+            let _reading = reader.lock().await;
+            match self.markers.fresh(&lines.queue, self.clock.now(), age) {
+                Some(marks) => Ok(marks),
+                None => self.marks_now(lines).await,
+            }
+        };
+        let answer = tokio::select! {
+            answer = read => answer.ok(),
+            () = self.clock.sleep_until(self.clock.now() + PATIENCE) => None,
+        };
+        Ok(answer.unwrap_or_else(|| {
+            self.markers.note(&lines.queue, self.clock.now(), old);
+            old
+        }))
     }
 
     /// The marks of a queue, if they were read at any time; they are read before the first task is.
@@ -115,7 +143,9 @@ impl Hub {
 
     /// Lets all workers drop what is delayed now.
     pub(crate) async fn purge_delayed(&self, lines: &Lines) -> Result<()> {
-        let done = self.api.tag(lines.plain(), PURGED, &self.wall().to_string()).await;
+        // It is compared with when SQS says that messages were sent.
+        let now = self.server_wall(lines.plain()).await?;
+        let done = self.api.tag(lines.plain(), PURGED, &now.to_string()).await;
         self.markers.forget(&lines.queue);
         done
     }

@@ -62,7 +62,7 @@ impl Arrived {
         if slip.priority.is_none() {
             slip.native.get_or_insert_with(|| self.id.clone());
         }
-        Post { body: self.body.clone(), slip, delay: 0, id: None }
+        Post { body: self.body.clone(), slip, delay: 0, once: None }.once("again", &self.id)
     }
 }
 
@@ -73,11 +73,16 @@ pub(crate) struct Post {
     pub(crate) slip: Slip,
     /// Seconds that SQS itself counts.
     pub(crate) delay: u64,
-    /// The task, where this is its first message: a FIFO queue takes it once in five minutes.
-    pub(crate) id: Option<TaskId>,
+    /// What a FIFO queue takes once in five minutes.
+    pub(crate) once: Option<Arc<str>>,
 }
 
 impl Post {
+    /// A copy of another message: however often it is sent for the same reason, a FIFO queue has it once.
+    pub(crate) fn once(self, why: &str, of: &str) -> Self {
+        Self { once: Some(TaskId::foreign("sqs", why, of).to_string().into()), ..self }
+    }
+
     /// What it takes of a request, in bytes.
     pub(crate) fn size(&self) -> usize {
         self.body.len() + self.slip.write().len() + ATTRIBUTE.len() + "String".len()
@@ -91,18 +96,19 @@ impl Post {
         let mut entry = SendMessageBatchRequestEntry::builder().id(place.to_string()).message_body(body);
         entry = entry.message_attributes(ATTRIBUTE, value.map_err(wrong)?);
         if fifo {
-            let once = self.id.map_or_else(|| format!("{:032x}", fastrand::u128(..)), |id| id.to_string());
-            let group = self.slip.group.as_deref().map_or_else(|| once.clone(), group);
+            let once = self.once.as_deref().map_or_else(|| format!("{:032x}", fastrand::u128(..)), str::to_owned);
+            let group = self.slip.group.as_deref().map_or_else(|| once.clone(), str::to_owned);
             entry = entry.message_deduplication_id(once).message_group_id(group);
-        } else if self.delay > 0 {
+        } else {
+            // Without it, the queue's own delay would hold, which others may have set.
             entry = entry.delay_seconds(self.delay as i32);
         }
         entry.build().map_err(wrong)
     }
 }
 
-/// A group's name as SQS takes it: up to 128 letters, digits and signs.
-fn group(name: &str) -> String {
+/// A name of a user's as SQS takes it: up to 128 letters, digits and signs. Another one becomes its digest.
+pub(crate) fn word(name: &str) -> Arc<str> {
     let fine = !name.is_empty() && name.len() <= 128 && name.bytes().all(|b| b.is_ascii_graphic());
-    if fine { name.to_owned() } else { TaskId::foreign("sqs", "group", name).to_string() }
+    if fine { name.into() } else { TaskId::foreign("sqs", "word", name).to_string().into() }
 }

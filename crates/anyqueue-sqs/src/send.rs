@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{Accepted, Envelope, Error, Result, steps_up, time};
+use anyqueue_core::{Accepted, Envelope, Error, ErrorKind, Result, steps_up, time};
 
 use crate::SECOND;
 use crate::hub::Hub;
 use crate::lines::Lines;
-use crate::message::{Arrived, Post};
+use crate::message::{Arrived, Post, word};
 use crate::slip::Slip;
 
 /// The longest delay that SQS counts (`DelaySeconds`).
@@ -18,12 +18,28 @@ const LEAD: u64 = 60;
 /// The longest that a message may be hidden in all (`VisibilityTimeout`), less what requests take.
 const LONGEST_HIDDEN: u64 = 12 * 3600 - 60;
 
-/// Checks a task against what SQS takes.
-pub(crate) fn check(task: &Envelope, lines: &Lines) -> Result<()> {
+/// Checks a task's times against what SQS takes.
+pub(crate) fn check_times(task: &Envelope, lines: &Lines) -> Result<()> {
     time::check_ttr(task.ttr, time::MAX_TTR, "Amazon SQS (`VisibilityTimeout`)")?;
     time::check_delay(task.delay)?;
+    let limit = lines.longest_delay();
+    if task.delay <= limit {
+        return Ok(());
+    }
+    let text = format!(
+        "a delay of {} is above the limit of {} of a FIFO queue, where SQS deletes what waits longer (`MessageRetentionPeriod`); use a standard queue for it",
+        time::show(task.delay),
+        time::show(limit)
+    );
+    Err(Error::new(ErrorKind::DelayTooLong { limit }, text))
+}
+
+/// Checks a new task against what SQS takes.
+pub(crate) fn check(task: &Envelope, lines: &Lines) -> Result<()> {
+    check_times(task, lines)?;
     let size = task.body.len() as u64;
-    if size > lines.max_payload { Err(Error::too_large(size, lines.max_payload)) } else { Ok(()) }
+    let limit = lines.max_payload();
+    if size > limit { Err(Error::too_large(size, limit)) } else { Ok(()) }
 }
 
 /// How long SQS delays a message that is to come after `left` seconds, and whether it is to be sent on then.
@@ -34,7 +50,7 @@ fn leg(left: u64) -> (u64, bool) {
 impl Hub {
     /// A message of a task that is to be ready after its delay.
     pub(crate) fn post_of(&self, task: &Envelope, slip: Slip, fifo: bool) -> Post {
-        let mut post = Post { body: task.body.clone(), slip, delay: 0, id: None };
+        let mut post = Post { body: task.body.clone(), slip, delay: 0, once: None };
         if task.delay > Duration::ZERO {
             let millis = u64::try_from(task.delay.as_millis()).unwrap_or(u64::MAX / 2).max(1);
             self.delayed(&mut post, self.wall() + millis, steps_up(task.delay, SECOND), fifo);
@@ -55,9 +71,10 @@ impl Hub {
         for (at, task) in batch.iter().enumerate() {
             match check(task, lines) {
                 Ok(()) => {
-                    let slip = Slip { group: task.group.clone(), ..Slip::of(task) };
+                    let slip = Slip { group: task.group.as_deref().map(word), ..Slip::of(task) };
                     let band = lines.kind.levels().of(task.priority) as usize;
-                    posts[band].push((at, Post { id: Some(task.id), ..self.post_of(task, slip, lines.kind.fifo) }));
+                    let once = task.unique.as_deref().map_or_else(|| task.id.to_string().into(), word);
+                    posts[band].push((at, Post { once: Some(once), ..self.post_of(task, slip, lines.kind.fifo) }));
                 }
                 Err(e) => answers[at] = Some(Err(e)),
             }

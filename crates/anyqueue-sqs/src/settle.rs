@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{
-    Envelope, Error, ErrorKind, Moment, Receipt, Result, Settlement, Settler, Touch, async_trait, steps_up, time,
-};
+use anyqueue_core::{Envelope, Error, ErrorKind, Receipt, Result, Settlement, Settler, Touch, async_trait, steps_up, time};
 use futures::future::join_all;
 
 use crate::SECOND;
@@ -56,32 +54,48 @@ impl SqsSettler {
     fn step(&self, item: &Item<'_>) -> Result<Step> {
         let (lease, fifo) = (&item.lease, self.lines.kind.fifo);
         if let Some(task) = next(item.what) {
-            send::check(task, &self.lines)?;
+            send::check_times(task, &self.lines)?;
         }
         Ok(match item.what {
             _ if lease.copied => Step::Delete,
             Settlement::Done => Step::Delete,
-            // A copy would go behind its group.
-            Settlement::Release(task) if fifo => Step::Show(steps_up(task.delay, SECOND).min(self.left(lease.asked))),
+            // A copy would go behind its group; only what waits longer than SQS hides it needs one.
+            Settlement::Release(task) if fifo && steps_up(task.delay, SECOND) <= self.hub.left(lease.asked) => {
+                Step::Show(steps_up(task.delay, SECOND))
+            }
+            Settlement::Retry(task) | Settlement::Release(task) if !self.fits(task) => self.parked(task, lease)?,
             Settlement::Release(task) => {
-                let slip = Slip { redeliveries: lease.redeliveries, native: lease.native.clone(), ..Slip::of(task) };
-                Step::Copy(lease.url.clone(), Box::new(self.hub.post_of(task, slip, false)))
+                let native = lease.native.clone();
+                let slip = Slip { redeliveries: lease.redeliveries, native, group: lease.group.clone(), ..Slip::of(task) };
+                let post = self.hub.post_of(task, slip, fifo).once("release", &lease.id);
+                Step::Copy(lease.url.clone(), Box::new(post))
             }
             Settlement::Retry(task) => {
                 let slip = Slip { group: lease.group.clone(), ..Slip::of(task) };
-                Step::Copy(self.lines.band(task.priority).clone(), Box::new(self.hub.post_of(task, slip, fifo)))
+                let post = self.hub.post_of(task, slip, fifo).once("retry", &lease.id);
+                Step::Copy(self.lines.band(task.priority).clone(), Box::new(post))
             }
-            Settlement::Hold(task, _) => {
-                let slip = Slip { group: lease.group.clone(), held: Some(self.hub.held_at()), ..Slip::of(task) };
-                let post = Post { body: task.body.clone(), slip, delay: 0, id: None };
-                Step::Copy(self.lines.held[0].clone(), Box::new(post))
-            }
+            Settlement::Hold(task, _) => self.parked(task, lease)?,
         })
     }
 
-    /// How many more seconds a message may be reserved.
-    fn left(&self, asked: Moment) -> u64 {
-        self.hub.seconds_until(asked + LONGEST)
+    fn fits(&self, task: &Envelope) -> bool {
+        task.body.len() as u64 <= self.lines.largest
+    }
+
+    /// A hold. A task that has grown beyond what SQS takes, since it carries its history, is held as it came: without its
+    /// reason, but not lost and not run for ever.
+    fn parked(&self, task: &Envelope, lease: &Lease) -> Result<Step> {
+        let (mut slip, mut body) = (Slip::of(task), task.body.clone());
+        (slip.group, slip.held) = (lease.group.clone(), Some(self.hub.held_at()));
+        if !self.fits(task) {
+            let (size, limit) = (body.len() as u64, self.lines.largest);
+            body = lease.body.clone().ok_or_else(|| Error::too_large(size, limit))?;
+            slip.native = lease.native.clone();
+            let (queue, id) = (self.lines.queue.as_str(), task.id.to_string());
+            tracing::warn!(queue, id, size, limit, "a task has grown too large for SQS; it is held as it came, without a reason");
+        }
+        Ok(Step::Copy(self.lines.held[0].clone(), Box::new(Post { body, slip, delay: 0, once: None })))
     }
 
     /// Takes the reservations of a batch. What cannot be settled has its answer already.
@@ -194,7 +208,7 @@ impl Settler for SqsSettler {
         let mut by_url: HashMap<Arc<str>, Vec<(usize, Arc<str>, u64)>> = HashMap::new();
         for (at, touch) in batch.iter().enumerate() {
             let Some(lease) = self.hub.leases().get(&touch.receipt, before).cloned() else { continue };
-            match seconds(touch.ttr, self.left(lease.asked)) {
+            match seconds(touch.ttr, self.hub.left(lease.asked)) {
                 Ok(seconds) => by_url.entry(lease.url).or_default().push((at, lease.handle, seconds)),
                 Err(e) => answers[at] = Err(e),
             }

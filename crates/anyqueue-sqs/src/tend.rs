@@ -1,32 +1,47 @@
 //! Renewing what is held: SQS deletes every message after 14 days, and a held task may stay longer.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use anyqueue_core::{Clock, Result};
+use anyqueue_core::{Clock, ErrorKind, Result};
+use aws_sdk_sqs::types::QueueAttributeName;
 
 use crate::api::BATCH;
-use crate::hub::Hub;
+use crate::hub::{Hub, Move};
 use crate::lines::Lines;
-use crate::message::Post;
+use crate::message::{Arrived, Post};
 
 /// Held tasks are looked at this often, or eight times in the life of a message if that is shorter.
 const OFTEN: Duration = Duration::from_secs(12 * 3600);
 /// The first look comes sooner: a worker may be restarted every hour.
 const FIRST: Duration = Duration::from_secs(60);
+/// How long a consumer that ends before the first look waits for one.
+const LAST: Duration = Duration::from_secs(2);
+/// So many are walked through at every look. Of more, a few show whether it is time, since old ones come first, more or
+/// less; as that is no promise, all are walked through four times in the life of a message.
+const SMALL: u64 = 1000;
 
 /// Renews a queue's held tasks for as long as its broker is open.
 pub(crate) async fn run(hub: Weak<Hub>, clock: Arc<dyn Clock>, lines: Arc<Lines>) {
-    let often = (Duration::from_secs(lines.retention) / 8).min(OFTEN);
-    let mut pause = often.min(FIRST);
+    let life = Duration::from_secs(lines.retention);
+    let often = (life / 8).min(OFTEN);
+    let (mut pause, mut walked) = (often.min(FIRST), clock.now());
     loop {
         // Many workers start together; they need not look together.
         clock.sleep_until(clock.now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         let Some(hub) = hub.upgrade().filter(|hub| hub.check().is_ok()) else { return };
-        match hub.renew(&lines).await {
-            Ok(0) => {}
+        // Workers that never live for so long walk now and then.
+        let whole = clock.now().since(walked) + often >= life / 4 || fastrand::u8(..8) == 0;
+        hub.tended(&lines.queue);
+        match hub.renew(&lines, whole).await {
             Ok(renewed) => {
-                tracing::info!(queue = lines.queue.as_str(), renewed, "held tasks were renewed: SQS would delete them")
+                if whole {
+                    walked = clock.now();
+                }
+                if renewed > 0 {
+                    tracing::info!(queue = lines.queue.as_str(), renewed, "held tasks were renewed: SQS would delete them");
+                }
             }
             Err(error) => tracing::warn!(queue = lines.queue.as_str(), %error, "cannot renew held tasks; will try again"),
         }
@@ -35,27 +50,74 @@ pub(crate) async fn run(hub: Weak<Hub>, clock: Arc<dyn Clock>, lines: Arc<Lines>
 }
 
 impl Hub {
-    /// Sends held tasks anew that have half of their time behind them. How many.
-    async fn renew(&self, lines: &Lines) -> Result<u64> {
+    /// Looks at held tasks at the end of a consumer, if nobody has in this process.
+    pub(crate) async fn tend_at_last(&self, lines: &Lines) {
+        if self.check().is_err() || !self.tended(&lines.queue) {
+            return;
+        }
+        tokio::select! {
+            renewed = self.renew(lines, false) => {
+                if let Err(error) = renewed {
+                    tracing::warn!(queue = lines.queue.as_str(), %error, "cannot renew held tasks");
+                }
+            }
+            () = self.clock.sleep_until(self.clock.now() + LAST) => {}
+        }
+    }
+
+    /// Sends held tasks anew that have half of their time behind them, and takes those of SQS's own dead-letter queue to the
+    /// others. How many.
+    async fn renew(&self, lines: &Lines, whole: bool) -> Result<u64> {
         let Some(own) = lines.held.first() else { return Ok(0) };
-        let _walking = self.listings.walking.lock().await;
-        let old = self.wall().saturating_sub(lines.retention * 1000 / 2);
-        // Old ones come first, more or less: a few tell whether it is time to walk through all.
-        let few = self.taken(own, BATCH, false).await?;
-        self.put_back(&few).await;
-        if few.iter().all(|one| one.arrived.sent >= old) {
+        let count = self.count_held(lines).await?;
+        if count == Some(0) {
             return Ok(0);
         }
-        let mut found = self.take_held(lines, false).await?;
-        let due: Vec<_> = found.extract_if(.., |one| one.url == *own && one.arrived.sent < old).collect();
+        let _walking = self.listings.walking(&lines.queue).await;
+        let old = self.wall().saturating_sub(lines.retention * 1000 / 2);
+        if !whole && count.is_some_and(|count| count > SMALL) {
+            let few = self.take_held(lines, false, BATCH).await?;
+            self.put_back(&few).await;
+            if few.iter().all(|one| one.arrived.sent >= old) {
+                return Ok(0);
+            }
+        }
+        let mut found = self.take_held(lines, false, crate::walk::MOST).await?;
+        let mut due: HashMap<Arc<str>, Vec<Move>> = HashMap::new();
+        for one in found.extract_if(.., |one| one.arrived.sent < old) {
+            due.entry(one.url).or_default().push((one.arrived.handle.clone(), anew(&one.arrived)));
+        }
         self.put_back(&found).await;
-        let anew = |arrived: &crate::message::Arrived| {
-            let mut post: Post = arrived.again(arrived.count.saturating_sub(1));
-            // Its place in the list stays.
-            post.slip.held.get_or_insert(arrived.sent * 1000);
-            post
-        };
-        let items = due.into_iter().map(|one| (one.arrived.handle.clone(), anew(&one.arrived))).collect();
-        self.moved(lines, own, own, items).await
+        let (mut renewed, mut failed) = (0, Ok(()));
+        for (url, items) in due {
+            let (count, answer) = self.moved_or_shown(lines, &url, own, items).await;
+            renewed += count;
+            failed = failed.and(answer);
+        }
+        failed.map(|()| renewed)
     }
+
+    /// How many are held, if SQS may tell.
+    async fn count_held(&self, lines: &Lines) -> Result<Option<u64>> {
+        let mut count = 0;
+        for url in &lines.held {
+            match self.api.attributes(url).await {
+                Ok(attributes) => {
+                    let number = |key| attributes.get(&key).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
+                    count += number(QueueAttributeName::ApproximateNumberOfMessages)
+                        + number(QueueAttributeName::ApproximateNumberOfMessagesNotVisible);
+                }
+                Err(e) if e.kind() == ErrorKind::Denied => return Ok(None),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Some(count))
+    }
+}
+
+fn anew(arrived: &Arrived) -> Post {
+    let mut post = arrived.again(arrived.count.saturating_sub(1));
+    // Its place in the list stays.
+    post.slip.held.get_or_insert(arrived.sent.saturating_mul(1000));
+    post
 }

@@ -3,103 +3,12 @@
 
 mod shared;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyqueue_core::{Broker, ConnectOptions, Effect, ErrorKind, Settlement};
-use anyqueue_testkit::{Sample, SystemClock};
+use anyqueue_core::{Effect, ErrorKind, Settlement};
+use anyqueue_testkit::Sample;
+use shared::stub::{Stub, message, ok, refused, usual};
 use shared::{consumer, incoming, one, queue, reserve, settle};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
-
-/// A status and a body, for the so-many-th request of an operation.
-type Answer = fn(&str, usize) -> (u16, String);
-type Counts = Arc<Mutex<HashMap<String, usize>>>;
-
-struct Stub {
-    port: u16,
-    counts: Counts,
-}
-
-impl Stub {
-    async fn start(answer: Answer) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (port, counts) = (listener.local_addr().unwrap().port(), Counts::default());
-        let counted = counts.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, answer, counted.clone()));
-            }
-        });
-        Self { port, counts }
-    }
-
-    async fn connect(&self) -> Arc<dyn Broker> {
-        let url = format!("sqs://127.0.0.1:{}?bands=1&wait=1s", self.port);
-        anyqueue_sqs::DRIVER.open(ConnectOptions::new(&url, Arc::new(SystemClock)).unwrap()).await.unwrap()
-    }
-
-    fn count(&self, operation: &str) -> usize {
-        self.counts.lock().unwrap().get(operation).copied().unwrap_or_default()
-    }
-}
-
-/// One connection: requests are answered one after another, until it is closed.
-async fn serve(stream: TcpStream, answer: Answer, counts: Counts) -> Option<()> {
-    let mut stream = BufReader::new(stream);
-    loop {
-        let (mut operation, mut length) = (String::new(), 0);
-        loop {
-            let mut line = String::new();
-            stream.read_line(&mut line).await.ok().filter(|read| *read > 0)?;
-            let line = line.trim_end().to_ascii_lowercase();
-            if let Some(target) = line.strip_prefix("x-amz-target: amazonsqs.") {
-                operation = target.to_owned();
-            }
-            if let Some(bytes) = line.strip_prefix("content-length: ") {
-                length = bytes.parse().ok()?;
-            }
-            if line.is_empty() {
-                break;
-            }
-        }
-        stream.read_exact(&mut vec![0; length]).await.ok()?;
-        let number = {
-            let mut counts = counts.lock().unwrap();
-            let count = counts.entry(operation.clone()).or_default();
-            *count += 1;
-            *count
-        };
-        let (status, body) = answer(&operation, number);
-        let head =
-            format!("HTTP/1.1 {status} X\r\ncontent-type: application/x-amz-json-1.0\r\ncontent-length: {}\r\n\r\n", body.len());
-        stream.get_mut().write_all((head + &body).as_bytes()).await.ok()?;
-    }
-}
-
-fn ok(body: &str) -> (u16, String) {
-    (200, body.to_owned())
-}
-
-fn refused(code: &str) -> (u16, String) {
-    (400, format!(r#"{{"__type":"com.amazonaws.sqs#{code}","message":"said the server"}}"#))
-}
-
-/// What every test needs to get as far as its own question.
-fn usual(operation: &str) -> (u16, String) {
-    match operation {
-        "getqueueurl" => ok(r#"{"QueueUrl":"http://127.0.0.1/000000000000/q"}"#),
-        _ => ok("{}"),
-    }
-}
-
-fn message() -> String {
-    let body = String::from_utf8(Sample::new(1).envelope().body.to_vec()).unwrap().replace('"', "\\\"");
-    format!(
-        r#"{{"Messages":[{{"MessageId":"m","ReceiptHandle":"r","Body":"{body}","Attributes":{{"ApproximateReceiveCount":"1","SentTimestamp":"1"}},"MessageAttributes":{{"anyqueue":{{"DataType":"String","StringValue":"p1024 t60"}}}}}}]}}"#
-    )
-}
 
 /// A send that SQS throttles is made again, less and less often, and nobody hears of it.
 #[tokio::test]

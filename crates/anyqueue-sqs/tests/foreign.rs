@@ -6,6 +6,7 @@ mod shared;
 use anyqueue_core::{Settlement, TaskId};
 use anyqueue_core::{State, Which};
 use anyqueue_testkit::Sample;
+use shared::stub::{Stub, message, ok, usual, worked};
 use shared::{Place, QUIET, consumer, incoming, one, queue, reserve, send, settle};
 use std::time::{Duration, SystemTime};
 
@@ -35,6 +36,40 @@ async fn a_foreign_payload_has_one_id_for_its_life() {
     let kicked = one(&mut *consumer).await;
     assert_eq!(incoming(&kicked).id, task.id, "kicked");
     settle(&*settler, &kicked, Settlement::Done).await.unwrap();
+}
+
+/// What another client puts into a band has that band's priority, in a look and in a worker's hands.
+#[tokio::test]
+async fn a_foreign_payload_has_the_priority_of_its_band() {
+    let (place, queue) = (Place::new().await, queue("bands"));
+    let broker = place.connect().await;
+    broker.declare(&queue).await.unwrap();
+    for (name, priority) in [("bands__p512", Some(512)), ("bands", None), ("bands__rest", Some(2048))] {
+        place.put(name, BODY, None).await;
+        let looked = broker.admin().peek(&queue, State::Ready, 1).await.unwrap();
+        assert_eq!(looked[0].native.priority, priority, "a look into {name}");
+        let mut consumer = consumer(&*broker, &queue).await;
+        let task = one(&mut *consumer).await;
+        assert_eq!(task.native.priority, priority, "{name}");
+        settle(&*consumer.settler(), &task, Settlement::Done).await.unwrap();
+    }
+}
+
+/// A purge of what is ready and delayed spares what is sent right after it, as SQS's own purge would not.
+#[tokio::test]
+async fn a_purge_spares_what_comes_after_it() {
+    let stub = Stub::start(|operation, number| match operation {
+        "getqueueattributes" => ok(r#"{"Attributes":{"ApproximateNumberOfMessages":"1"}}"#),
+        "receivemessage" if number == 1 => ok(&message()),
+        "deletemessagebatch" => worked(),
+        _ => usual(operation),
+    })
+    .await;
+    let (broker, queue) = (stub.connect().await, queue("q"));
+    assert_eq!(broker.admin().purge(&queue, &[State::Ready, State::Delayed]).await.unwrap(), 1);
+    assert_eq!((stub.count("purgequeue"), stub.count("deletemessagebatch"), stub.count("tagqueue")), (0, 1, 1));
+    broker.admin().purge(&queue, &State::ALL).await.unwrap();
+    assert_eq!(stub.count("purgequeue"), 1);
 }
 
 /// What another client put into the queue of held tasks is listed and kicked, whatever it is.

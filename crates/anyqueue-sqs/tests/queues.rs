@@ -4,10 +4,11 @@
 mod shared;
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyqueue_core::{ConsumeOptions, Create, ErrorKind, Settlement, Support, chain};
-use anyqueue_testkit::Sample;
+use anyqueue_core::{ConnectOptions, ConsumeOptions, Create, ErrorKind, Settlement, Support, chain};
+use anyqueue_testkit::{Sample, SystemClock};
 use aws_sdk_sqs::types::QueueAttributeName;
 use futures::future::join_all;
 use shared::{Place, QUIET, SOON, consumer, incoming, millis, one, queue, reserve, send, settle};
@@ -81,6 +82,41 @@ async fn a_missing_band_is_named() {
     assert!(findings.iter().any(|finding| finding.text.contains("queue-runner init")), "{findings:?}");
 }
 
+/// Tasks in bands that the settings leave out since they were changed are reported, and come to workers of the new ones, by
+/// their priorities; those of the other kind of queue are reported.
+#[tokio::test]
+async fn tasks_of_other_bands_are_found() {
+    let (place, queue) = (Place::new().await, queue("changed"));
+    let connect = async |options: &str| {
+        let options = ConnectOptions::new(&format!("{}?{options}", place.url()), Arc::new(SystemClock)).unwrap();
+        anyqueue_sqs::DRIVER.open(options).await.unwrap()
+    };
+    let (five, one_band) = (connect("bands=5").await, connect("bands=1").await);
+    let tasks: Vec<_> = [4096, 2000, 1024, 500, 0].into_iter().map(|n| Sample::new(n).priority(n as u32).envelope()).collect();
+    send(&*five, &queue, &tasks).await.unwrap();
+    let drift = one_band.declare(&queue).await.unwrap().drift;
+    let mut names: Vec<_> = drift.iter().filter(|drift| drift.wanted == "0" && drift.found == "1").map(|d| &*d.what).collect();
+    names.sort_unstable();
+    assert_eq!(names.len(), 4, "{drift:?}");
+    assert!(names[0].contains("`changed__p0`") && names[0].contains("`bands = 1`"), "{names:?}");
+    let findings = connect("bands=5&fifo=true").await;
+    findings.declare(&queue).await.unwrap();
+    let findings = findings.diagnose().await.unwrap();
+    assert!(findings.iter().any(|finding| finding.text.contains("`fifo = true`")), "{findings:?}");
+    let three = connect("bands=3").await;
+    let mut consumer = consumer(&*three, &queue).await;
+    let mut got = Vec::new();
+    while got.len() < 5 {
+        let task = one(&mut *consumer).await;
+        assert_eq!(task.native.redeliveries.value(), Some(0), "moved, not run before");
+        settle(&*consumer.settler(), &task, Settlement::Done).await.unwrap();
+        got.push(Sample::number(&task).unwrap());
+    }
+    got.sort_unstable();
+    assert_eq!(got, [0, 500, 1024, 2000, 4096]);
+    assert!(three.declare(&queue).await.unwrap().drift.is_empty());
+}
+
 /// Workers take whole bands: another range is refused, naming the edges.
 #[tokio::test]
 async fn a_range_within_a_band_is_refused() {
@@ -100,7 +136,7 @@ async fn a_range_within_a_band_is_refused() {
 async fn an_empty_queue_delays_no_other() {
     let place = Place::new().await;
     let url = format!("{}?bands=1", place.url());
-    let options = anyqueue_core::ConnectOptions::new(&url, std::sync::Arc::new(anyqueue_testkit::SystemClock)).unwrap();
+    let options = ConnectOptions::new(&url, Arc::new(SystemClock)).unwrap();
     let broker = anyqueue_sqs::DRIVER.open(options).await.unwrap();
     let names: Vec<_> = (0..50).map(|n| queue(&format!("many-{n}"))).collect();
     join_all(names.iter().map(|name| broker.declare(name))).await.into_iter().for_each(|declared| drop(declared.unwrap()));

@@ -1,6 +1,8 @@
 //! What the tests on a server of their own share.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test program uses a part of it, and fails where something fails")]
 
+pub(crate) mod stub;
+
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
