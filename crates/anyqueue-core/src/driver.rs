@@ -53,6 +53,8 @@ pub struct OptionSpec {
     pub help: &'static str,
     /// Whether it may stand in a queue's table too.
     pub per_queue: bool,
+    /// Whether its value is never shown.
+    pub secret: bool,
 }
 
 /// Whether missing queues are created on the broker.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::driver::{BrokerUrl, Driver};
+use crate::driver::{BrokerUrl, Driver, OptionSpec};
 use crate::error::{Error, Result};
 use crate::{names, time};
 
@@ -37,11 +37,10 @@ impl Options {
         self.0.keys().map(String::as_str)
     }
 
-    /// A value as it may be shown: not that of an option whose name says that it is a secret.
-    pub fn shown(&self, key: &str) -> Option<String> {
-        let secret = ["password", "secret", "token", "credential"].iter().any(|word| key.contains(word));
-        match self.0.get(key)? {
-            _ if secret => Some("(set)".into()),
+    /// The value of an option as it may be shown; a secret only shows that it is set.
+    pub fn shown(&self, spec: &OptionSpec) -> Option<String> {
+        match self.0.get(spec.key)? {
+            _ if spec.secret => Some("(set)".into()),
             Value::String(text) => Some(text.clone()),
             other => Some(other.to_string()),
         }
@@ -74,7 +73,8 @@ impl Options {
         match self.0.get(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Err(Self::wrong(key, other, "a text")),
+            // A secret is a text, so that one without quotes comes here: the value is not repeated.
+            Some(_) => Err(Error::config(format!("option `{key}` is no text; put it in quotes"))),
         }
     }
 
