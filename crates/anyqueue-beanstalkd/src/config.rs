@@ -19,12 +19,14 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         default: "4",
         help: "how many connections to each server may hold or await tasks; sends and questions have one more",
         per_queue: false,
+        secret: false,
     },
     OptionSpec {
         key: "bands",
         default: "none",
         help: "the last priority of each range that workers may take alone, such as [512, 2048]; each range is a tube",
         per_queue: true,
+        secret: false,
     },
 ];
 

@@ -4,7 +4,9 @@
 
 mod support;
 
-use anyqueue_core::{Defaults, Effect, Incoming, Settlement, State, Which};
+use std::sync::Arc;
+
+use anyqueue_core::{Broker, Consumer, Defaults, Delivery, Effect, Incoming, Settlement, State, Which};
 use anyqueue_testkit::Server;
 use anyqueue_testkit::servers::beanstalkd;
 use support::gate::Gate;
@@ -14,6 +16,21 @@ fn job(id: u64, tube: &str, ttr: u64) -> String {
     with_body(&format!("---\nid: {id}\ntube: {tube}\nstate: reserved\npri: 1024\nage: 0\ndelay: 0\nttr: {ttr}\nreserves: 1\n"))
 }
 
+/// A server that has one job, and gives these answers besides.
+fn with_job(id: u64, ttr: u64, more: &[(&str, &[&str])]) -> Fake {
+    let (reserved, job) = (format!("RESERVED {id} 12\r\n{{\"task\":\"t\"}}"), job(id, "q", ttr));
+    let given: [(&str, &[&str]); 2] = [("reserve-with-timeout", &[&reserved, "TIMED_OUT"]), ("stats-job", &[&job])];
+    Fake::start(&[&given[..], more].concat())
+}
+
+/// Takes its job.
+async fn reserved(fake: &Fake) -> (Arc<dyn Broker>, Box<dyn Consumer>, Delivery) {
+    let broker = connect_to(fake.address).await;
+    let mut consumer = consume(&*broker, &queue("q")).await;
+    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    (broker, consumer, got)
+}
+
 /// A wait blocks all that is sent behind it.
 fn is_wait(line: &str) -> bool {
     line.starts_with("reserve-with-timeout ") && !line.ends_with(" 0")
@@ -21,11 +38,7 @@ fn is_wait(line: &str) -> bool {
 
 #[tokio::test]
 async fn nobody_waits_on_a_connection_whose_settle_is_under_way() {
-    let fake = Fake::start(&[
-        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
-        ("stats-job", &[&job(5, "q", 60)]),
-        ("put", &["later: INSERTED 6"]),
-    ]);
+    let fake = with_job(5, 60, &[("put", &["later: INSERTED 6"])]);
     let broker = connect(&format!("beanstalkd://{}?connections=2", fake.address)).await.unwrap();
     let mut consumer = consume(&*broker, &queue("q")).await;
     let got = reserve(&mut *consumer, SOON).await.remove(0);
@@ -68,29 +81,16 @@ async fn a_task_without_room_for_its_reason_is_held_all_the_same() {
 
 #[tokio::test]
 async fn a_server_that_takes_less_than_it_said_buries_what_it_refuses() {
-    let fake = Fake::start(&[
-        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
-        ("stats-job", &[&job(5, "q", 60)]),
-        ("put", &["JOB_TOO_BIG"]),
-        ("bury", &["BURIED"]),
-    ]);
-    let broker = connect_to(fake.address).await;
-    let mut consumer = consume(&*broker, &queue("q")).await;
-    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    let fake = with_job(5, 60, &[("put", &["JOB_TOO_BIG"]), ("bury", &["BURIED"])]);
+    let (_broker, consumer, got) = reserved(&fake).await;
     consumer.settler().settle(&[(got.receipt, Settlement::Hold(task(1), "why".into()))]).await.remove(0).unwrap();
     assert!(fake.heard("bury 5 1024") && !fake.heard("delete 5"), "{:?}", fake.lines());
 }
 
 #[tokio::test]
 async fn a_task_that_is_somebody_elses_by_now_is_not_buried() {
-    let fake = Fake::start(&[
-        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
-        ("stats-job", &[&job(5, "q", 60)]),
-        ("bury", &["NOT_FOUND"]),
-    ]);
-    let broker = connect_to(fake.address).await;
-    let mut consumer = consume(&*broker, &queue("q")).await;
-    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    let fake = with_job(5, 60, &[("bury", &["NOT_FOUND"])]);
+    let (_broker, consumer, got) = reserved(&fake).await;
     let grown = Settlement::Hold(with_data(&"x".repeat(70_000)), "why".into());
     let error = consumer.settler().settle(&[(got.receipt, grown)]).await.remove(0).unwrap_err();
     assert!(error.is_lease_lost(), "{error}");
@@ -98,14 +98,8 @@ async fn a_task_that_is_somebody_elses_by_now_is_not_buried() {
 
 #[tokio::test]
 async fn a_copy_that_was_confirmed_too_late_removes_nothing() {
-    let fake = Fake::start(&[
-        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
-        ("stats-job", &[&job(5, "q", 1)]),
-        ("put", &["later: INSERTED 6"]),
-    ]);
-    let broker = connect_to(fake.address).await;
-    let mut consumer = consume(&*broker, &queue("q")).await;
-    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    let fake = with_job(5, 1, &[("put", &["later: INSERTED 6"])]);
+    let (_broker, consumer, got) = reserved(&fake).await;
     let settler = consumer.settler();
     let settling = tokio::spawn(async move { settler.settle(&[(got.receipt, Settlement::Retry(task(1)))]).await });
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
@@ -117,16 +111,8 @@ async fn a_copy_that_was_confirmed_too_late_removes_nothing() {
 
 #[tokio::test]
 async fn a_connection_that_is_slow_costs_the_settles_of_others_no_time() {
-    let mute = Fake::start(&[
-        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
-        ("stats-job", &[&job(5, "q", 60)]),
-        ("delete", &["later: DELETED"]),
-    ]);
-    let quick = Fake::start(&[
-        ("reserve-with-timeout", &["RESERVED 7 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
-        ("stats-job", &[&job(7, "q", 60)]),
-        ("put", &["INSERTED 8"]),
-    ]);
+    let mute = with_job(5, 60, &[("delete", &["later: DELETED"])]);
+    let quick = with_job(7, 60, &[("put", &["INSERTED 8"])]);
     let broker = connect(&format!("beanstalkd://{},{}", mute.address, quick.address)).await.unwrap();
     let (mut consumer, mut got) = (consume(&*broker, &queue("q")).await, Vec::new());
     while got.len() < 2 {
@@ -146,14 +132,8 @@ async fn a_connection_that_is_slow_costs_the_settles_of_others_no_time() {
 
 #[tokio::test]
 async fn a_settle_that_nobody_waits_for_any_more_is_carried_to_its_end() {
-    let fake = Fake::start(&[
-        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
-        ("stats-job", &[&job(5, "q", 60)]),
-        ("put", &["later: INSERTED 6"]),
-    ]);
-    let broker = connect_to(fake.address).await;
-    let mut consumer = consume(&*broker, &queue("q")).await;
-    let got = reserve(&mut *consumer, SOON).await.remove(0);
+    let fake = with_job(5, 60, &[("put", &["later: INSERTED 6"])]);
+    let (broker, consumer, got) = reserved(&fake).await;
     let settler = consumer.settler();
     let settling = tokio::spawn(async move { settler.settle(&[(got.receipt, Settlement::Retry(task(1)))]).await });
     eventually("the copy is on its way", || async { fake.lines().iter().any(|(_, line)| line.starts_with("put ")) }).await;
@@ -213,11 +193,7 @@ async fn a_server_killed_between_copy_and_removal_makes_a_duplicate_and_loses_no
 
 #[tokio::test]
 async fn a_copy_of_a_task_that_was_lost_with_its_connection_is_not_put_elsewhere() {
-    let broken = Fake::start(&[
-        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
-        ("stats-job", &[&job(5, "q", 60)]),
-        ("put", &["DRAINING\r\nand no word of the protocol after it"]),
-    ]);
+    let broken = with_job(5, 60, &[("put", &["DRAINING\r\nand no word of the protocol after it"])]);
     let other = Fake::start(&[("put", &["INSERTED 6"])]);
     let broker = connect(&format!("beanstalkd://{},{}", broken.address, other.address)).await.unwrap();
     let mut consumer = consume(&*broker, &queue("q")).await;
@@ -280,12 +256,7 @@ async fn a_release_that_the_server_answers_with_a_bury_is_kicked() {
 
 #[tokio::test]
 async fn a_task_given_back_that_the_server_buries_is_kicked() {
-    let fake = Fake::start(&[
-        ("reserve-with-timeout", &["RESERVED 5 12\r\n{\"task\":\"t\"}", "TIMED_OUT"]),
-        ("stats-job", &[&job(5, "q", 60)]),
-        ("release", &["BURIED"]),
-        ("kick-job", &["KICKED"]),
-    ]);
+    let fake = with_job(5, 60, &[("release", &["BURIED"]), ("kick-job", &["KICKED"])]);
     let broker = connect_to(fake.address).await;
     let mut consumer = consume(&*broker, &queue("q")).await;
     assert_eq!(reserve(&mut *consumer, SOON).await.len(), 1);

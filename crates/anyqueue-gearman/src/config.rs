@@ -26,24 +26,28 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         default: "unknown",
         help: "what gearmand was started with as `-q`, such as libsqlite3: it does not tell, and without one nothing is durable",
         per_queue: false,
+        secret: false,
     },
     OptionSpec {
         key: "lease",
         default: "guard",
         help: "`guard` keeps a copy of each reserved task, so that a frozen worker's comes back; `connection` is faster and does not",
         per_queue: true,
+        secret: false,
     },
     OptionSpec {
         key: "bands",
         default: "first",
         help: "how priorities become high, normal and low: `first` ends them at 340 and 682, `named` at 512 and 1024",
         per_queue: true,
+        secret: false,
     },
     OptionSpec {
         key: "max_payload",
         default: "16777216",
         help: "the largest task in bytes, up to 67107840; all workers of a job server must take it",
         per_queue: false,
+        secret: false,
     },
 ];
 

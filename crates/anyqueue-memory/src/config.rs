@@ -11,6 +11,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[OptionSpec {
     default: "none",
     help: "the largest task that is accepted, in bytes; what a test sets to see how a caller copes",
     per_queue: true,
+    secret: false,
 }];
 
 /// A memory broker's settings, resolved.

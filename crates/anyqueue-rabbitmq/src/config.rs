@@ -21,7 +21,7 @@ pub(crate) const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 const MARGIN: Duration = Duration::from_secs(2 * 60);
 
 const fn option(key: &'static str, default: &'static str, help: &'static str, per_queue: bool) -> OptionSpec {
-    OptionSpec { key, default, help, per_queue }
+    OptionSpec { key, default, help, per_queue, secret: false }
 }
 
 /// The options that the driver knows.

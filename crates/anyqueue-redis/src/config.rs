@@ -16,7 +16,7 @@ const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
 const fn option(key: &'static str, default: &'static str, help: &'static str) -> OptionSpec {
-    OptionSpec { key, default, help, per_queue: false }
+    OptionSpec { key, default, help, per_queue: false, secret: false }
 }
 
 /// The options that the driver knows.
@@ -24,7 +24,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     option("prefix", "anyqueue", "what all keys begin with"),
     option("master", "none", "the name of the master that the hosts, which are sentinels, watch"),
     option("sentinel_user", "none", "the user to log in to the sentinels with"),
-    option("sentinel_password", "none", "the password to log in to the sentinels with"),
+    OptionSpec { secret: true, ..option("sentinel_password", "none", "the password to log in to the sentinels with") },
     option("max_payload", "16777216", "the largest body, in bytes"),
     option(
         "liveness",

@@ -12,7 +12,7 @@ use anyqueue_testkit::servers::redis;
 use anyqueue_testkit::{Process, Ready, Sample, Server};
 use shared::{
     SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_listens, somebody_waits,
-    tell, url, work,
+    tell, until_given, url, work,
 };
 use tokio::net::{TcpListener, TcpStream};
 
@@ -341,15 +341,7 @@ async fn a_mark_that_got_lost_with_a_connection_is_left_anew() {
         eventually(|| send_one(&*other, &queue, 1)).await;
         Instant::now()
     };
-    let working = async {
-        loop {
-            match reserve(&mut *consumer, 1, Duration::from_secs(14)).await {
-                Ok(got) if !got.is_empty() => return got,
-                answer => println!("{answer:?}"),
-            }
-        }
-    };
-    let (got, sent) = tokio::join!(working, sending);
+    let (got, sent) = tokio::join!(until_given(&mut *consumer), sending);
     assert_eq!(Sample::number(&got[0]), Some(1));
     assert!(sent.elapsed() < Duration::from_secs(5), "found only by looking, after {:?}", sent.elapsed());
 }

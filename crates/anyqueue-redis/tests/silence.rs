@@ -13,7 +13,7 @@ use anyqueue_testkit::{Launch, Process, Proxy, Ready, Sample, Server, free_port,
 use shared::cluster::Cluster;
 use shared::{
     SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_listens, somebody_waits,
-    tell, url, work,
+    tell, until_given, url, work,
 };
 
 const NONE: [&str; 0] = [];
@@ -34,15 +34,7 @@ async fn an_idle_worker_whose_connections_were_swallowed_gets_what_comes() {
         Instant::now()
     };
     // The worker's claim may meet the hole: then that is an error, and the next one works.
-    let working = async {
-        loop {
-            match reserve(&mut *consumer, 1, Duration::from_secs(14)).await {
-                Ok(got) if !got.is_empty() => return got,
-                answer => println!("{answer:?}"),
-            }
-        }
-    };
-    let (got, sent) = tokio::join!(working, sending);
+    let (got, sent) = tokio::join!(until_given(&mut *consumer), sending);
     assert_eq!(Sample::number(&got[0]), Some(1));
     assert!(sent.elapsed() < Duration::from_secs(8), "found only by looking, after {:?}", sent.elapsed());
 }

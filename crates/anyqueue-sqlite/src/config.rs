@@ -17,19 +17,22 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         default: "power",
         help: "what an accepted task survives: `power` (a power loss; an fsync per group of sends) or `process` (any process's death)",
         per_queue: false,
+        secret: false,
     },
     OptionSpec {
         key: "busy_timeout",
         default: "the request timeout",
         help: "how long to wait for a lock that another process holds",
         per_queue: false,
+        secret: false,
     },
-    OptionSpec { key: "max_payload", default: "67108864", help: "the largest body, in bytes", per_queue: false },
+    OptionSpec { key: "max_payload", default: "67108864", help: "the largest body, in bytes", per_queue: false, secret: false },
     OptionSpec {
         key: "cache",
         default: "16777216",
         help: "memory for pages of the file, in bytes, of the connection that writes",
         per_queue: false,
+        secret: false,
     },
 ];
 

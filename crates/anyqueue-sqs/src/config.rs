@@ -13,7 +13,7 @@ use crate::names::MAX_PREFIX;
 const MAX_WAIT: Duration = Duration::from_secs(20);
 
 const fn option(key: &'static str, default: &'static str, help: &'static str) -> OptionSpec {
-    OptionSpec { key, default, help, per_queue: false }
+    OptionSpec { key, default, help, per_queue: false, secret: false }
 }
 
 /// The options that the driver knows.
@@ -28,12 +28,14 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         default: "3, of a FIFO queue 1",
         help: "into how many levels priorities fall, each an SQS queue of its own: 1, 3 or 5",
         per_queue: true,
+        secret: false,
     },
     OptionSpec {
         key: "fifo",
         default: "false",
         help: "whether the queue is a FIFO queue: tasks of one group in order, dearer and slower",
         per_queue: true,
+        secret: false,
     },
 ];
 

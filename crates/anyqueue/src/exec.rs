@@ -47,7 +47,7 @@ impl ExecWorker {
         let deadline = deadline.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut command = Command::new(&self.program);
         // Settings may come from the environment, and passwords with them: they are the runner's and not the program's.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ANYQUEUE_")) {
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ANYQUEUE__")) {
             command.env_remove(name);
         }
         command

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyqueue_core::{Accepted, Broker, Clock, Envelope, Error, ErrorKind, Link, Moment, QueueName, Result, Support};
+use anyqueue_core::{
+    Accepted, Broker, Capabilities, Clock, Envelope, Error, ErrorKind, Link, Moment, QueueName, Result, Support,
+};
 use tokio::sync::oneshot;
 
 use crate::brokers::BrokerSlot;
@@ -49,24 +51,6 @@ impl Lane {
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Refuses what the broker would have to ignore.
-    fn refuse(&self, envelope: &Envelope, broker: &dyn Broker) -> Result<()> {
-        if envelope.group.is_none() && envelope.unique.is_none() {
-            return Ok(());
-        }
-        let can = broker.capabilities(&self.queue);
-        for (asked, what, support) in
-            [(envelope.group.is_some(), "a group", can.group), (envelope.unique.is_some(), "a unique key", can.unique)]
-        {
-            if let (true, Support::Needs((), needed)) = (asked, support) {
-                let text =
-                    format!("the task has {what}, and broker `{}` ignores it; it needs {needed}", self.broker.settings.name);
-                return Err(Error::new(ErrorKind::Unsupported, text));
-            }
-        }
-        Ok(())
     }
 
     /// Sends one task. Transient errors are retried with back-off for as long as the broker's settings say.
@@ -121,18 +105,10 @@ impl Lane {
             Ok(broker) => broker,
             Err(e) => return envelopes.iter().map(|_| Err(e.duplicate())).collect(),
         };
-        let refused: Vec<_> = envelopes.iter().map(|envelope| self.refuse(envelope, &*broker)).collect();
-        if refused.iter().any(Result::is_err) {
-            let good = envelopes.iter().zip(&refused).filter(|(_, refused)| refused.is_ok());
-            let good: Vec<Envelope> = good.map(|(envelope, _)| envelope.clone()).collect();
-            let mut sent = Box::pin(self.send_all(&good, clock)).await.into_iter();
-            let answer = |refused: Result<()>| refused.and_then(|()| sent.next().unwrap_or_else(|| Err(no_answer())));
-            return refused.into_iter().map(answer).collect();
-        }
         let most = broker.capabilities(&self.queue).batch.send.max(1);
         let mut answers = Vec::with_capacity(envelopes.len());
         for chunk in envelopes.chunks(most) {
-            answers.extend(sent(&*broker, &self.queue, chunk).await);
+            answers.extend(self.sent(&*broker, chunk).await);
         }
         for (answer, envelope) in answers.iter_mut().zip(envelopes) {
             if answer.as_ref().is_err_and(Error::is_retryable) && clock.now() < give_up {
@@ -143,9 +119,6 @@ impl Lane {
     }
 
     async fn once(self: &Arc<Self>, envelope: &Envelope) -> Result<Accepted> {
-        if let Some(broker) = self.broker.if_connected() {
-            self.refuse(envelope, &**broker)?;
-        }
         let follow = {
             let mut waiting = self.waiting();
             if waiting.requests >= self.most_requests() {
@@ -164,8 +137,7 @@ impl Lane {
         // The first of a burst sends itself; what has queued up meanwhile goes out when this guard falls.
         let _next = Next { lane: self, carried: 1 };
         let broker = self.broker.connected().await?;
-        self.refuse(envelope, &*broker)?;
-        sent(&*broker, &self.queue, std::slice::from_ref(envelope)).await.pop().unwrap_or_else(|| Err(no_answer()))
+        self.sent(&*broker, std::slice::from_ref(envelope)).await.pop().unwrap_or_else(|| Err(no_answer()))
     }
 
     async fn flush(self: Arc<Self>) {
@@ -193,9 +165,25 @@ impl Lane {
             if batch.is_empty() {
                 return;
             }
-            let results = sent(&*broker, &self.queue, &batch).await;
+            let results = self.sent(&*broker, &batch).await;
             results.into_iter().zip(answers).for_each(|(result, answer)| drop(answer.send(result)));
         }
+    }
+
+    /// One request, on whichever way its tasks came here.
+    async fn sent(&self, broker: &dyn Broker, batch: &[Envelope]) -> Vec<Result<Accepted>> {
+        if batch.iter().all(|envelope| envelope.group.is_none() && envelope.unique.is_none()) {
+            let mut answers = broker.send(&self.queue, batch).await;
+            answers.resize_with(batch.len(), || Err(no_answer()));
+            return answers;
+        }
+        let can = broker.capabilities(&self.queue);
+        let refused: Vec<_> = batch.iter().map(|envelope| refuse(envelope, &self.broker.settings.name, &can)).collect();
+        let good = batch.iter().zip(&refused).filter(|(_, refused)| refused.is_ok());
+        let good: Vec<Envelope> = good.map(|(envelope, _)| envelope.clone()).collect();
+        let mut sent = if good.is_empty() { Vec::new() } else { broker.send(&self.queue, &good).await }.into_iter();
+        let answer = |refused: Result<()>| refused.and_then(|()| sent.next().unwrap_or_else(|| Err(no_answer())));
+        refused.into_iter().map(answer).collect()
     }
 }
 
@@ -217,10 +205,17 @@ impl Drop for Next<'_> {
     }
 }
 
-async fn sent(broker: &dyn Broker, queue: &QueueName, batch: &[Envelope]) -> Vec<Result<Accepted>> {
-    let mut answers = broker.send(queue, batch).await;
-    answers.resize_with(batch.len(), || Err(no_answer()));
-    answers
+/// Refuses what the broker would have to ignore.
+fn refuse(envelope: &Envelope, broker: &str, can: &Capabilities) -> Result<()> {
+    for (asked, what, support) in
+        [(envelope.group.is_some(), "a group", can.group), (envelope.unique.is_some(), "a unique key", can.unique)]
+    {
+        if let (true, Support::Needs((), needed)) = (asked, support) {
+            let text = format!("the task has {what}, and broker `{broker}` ignores it; it needs {needed}");
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+    }
+    Ok(())
 }
 
 fn no_answer() -> Error {

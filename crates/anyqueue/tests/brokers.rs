@@ -354,15 +354,20 @@ async fn nothing_is_lost_on_a_broker_that_duplicates_forgets_and_fails() {
 
 #[tokio::test]
 async fn a_group_or_a_unique_key_is_refused_where_nobody_keeps_it() {
-    let queues = queues(["q"]).await;
-    let sender = queues.queue("q").unwrap();
+    let tasks_of = queues(["q"]).await;
+    let sender = tasks_of.queue("q").unwrap();
     for task in [NewTask::new("w", &1).group("g"), NewTask::new("w", &1).unique("u")] {
         let error = sender.send(task).await.unwrap_err();
         assert_eq!(error.kind(), anyqueue_core::ErrorKind::Unsupported, "{error}");
         assert!(error.to_string().contains("ignores it"), "{error}");
     }
+    // The broker is connected by the first of a burst; the others wait in line meanwhile.
+    let fresh = queues(["q"]).await;
+    let burst = fresh.queue("q").unwrap();
+    let all = futures::future::join_all((0..10).map(|n| burst.send(NewTask::new("w", &n).group("g")))).await;
+    assert!(all.iter().all(Result::is_err), "{all:?}");
     let many = vec![NewTask::new("w", &1), NewTask::new("w", &2).group("g"), NewTask::new("w", &3)];
     let answers: Vec<bool> = sender.send_all(many).await.iter().map(Result::is_ok).collect();
     assert_eq!(answers, [true, false, true]);
-    assert_eq!(all_sent(&queues, "q").await.unwrap().len(), 2);
+    assert_eq!(all_sent(&tasks_of, "q").await.unwrap().len(), 2);
 }

@@ -324,6 +324,8 @@ async fn watching_what_nobody_works_is_refused_before_the_first_task() {
     assert!(refused(&["qq"]).await.contains("did you mean `q`?"));
     assert!(refused(&["other"]).await.starts_with("queue `other` has no worker in this process"));
 
+    assert!(refused(&["q", "other"]).await.ends_with("those that have one: `q`"));
+
     let both = || Queue::new("other", ()).worker("w", |_, _: Task<u32>| async {});
     let twice = Watch::Named(["q", "other", "q"].map(str::to_owned).into());
     Runner::new(queues.clone()).queue(handler()).queue(both()).watch(twice).drain().run().await.unwrap();

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
-use anyqueue::core::{Error, QueueName, TaskId, chain, priority, time};
-use anyqueue::settings::QueueSettings;
+use anyqueue::core::{Error, TaskId, chain, priority, time};
 use anyqueue::{NewTask, Queues, Sender, Sent};
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
@@ -121,9 +120,8 @@ impl Targets<'_> {
                 Ok(sender) => sender,
                 Err(_) if self.work.unchecked => {
                     let mut settings = self.queues.settings().clone();
-                    let name = QueueName::new(queue)?;
-                    let broker = settings.default_broker.clone();
-                    settings.queues.insert(name.clone(), QueueSettings::new(name, broker));
+                    let unknown = settings.queue_or_default(queue)?;
+                    settings.queues.insert(unknown.name.clone(), unknown);
                     Queues::connect(settings).await?.queue(queue)?
                 }
                 Err(e) => return Err(e),

@@ -99,9 +99,6 @@ pub(crate) fn settings(line: &CommandLine, program: &QueueRunner) -> Result<Sett
             builder = builder.flag(key, value);
         }
     }
-    let mut settings = builder.load()?;
-    for handler in &program.handlers {
-        settings.add(handler)?;
-    }
-    Ok(settings)
+    builder = program.handlers.iter().fold(builder, |builder, handler| builder.handler(handler));
+    Ok(builder.load()?)
 }

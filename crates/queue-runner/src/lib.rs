@@ -31,6 +31,7 @@ mod show;
 mod stats;
 mod watch;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyqueue::core::Driver;
@@ -100,7 +101,9 @@ fn run(program: QueueRunner, line: CommandLine, out: &mut Out) -> Result<u8> {
         }
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut CommandLine::command(), "queue-runner", &mut script);
+            let typed = std::env::args_os().next().unwrap_or_default();
+            let name = Path::new(&typed).file_name().map_or("queue-runner".into(), |name| name.to_string_lossy());
+            clap_complete::generate(*shell, &mut CommandLine::command(), name, &mut script);
             out.raw(&script);
             Ok(failure::OK)
         }

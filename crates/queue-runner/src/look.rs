@@ -1,7 +1,9 @@
 //! `peek`, `held`, `info`: looking without changing anything.
 
+use std::collections::BTreeMap;
+
 use anyqueue::Queues;
-use anyqueue::core::{Error, ErrorKind, QueueName, State, TaskId, TaskInfo};
+use anyqueue::core::{Error, ErrorKind, QueueName, State, TaskId, TaskInfo, chain};
 use serde_json::json;
 
 use crate::context::Context;
@@ -51,14 +53,19 @@ pub(crate) async fn held(context: &mut Context<'_>, queue: &str, limit: usize) -
 pub(crate) async fn info(context: &mut Context<'_>, id: TaskId, queue: Option<&str>) -> Result<u8> {
     let names = context.chosen(queue.map(str::to_owned).as_slice())?;
     let queues = context.connect().await?;
-    let (mut found, mut silent) = (None, Vec::new());
+    let (mut found, mut silent) = (None, BTreeMap::new());
     for name in &names {
+        let broker = &context.settings.queue(name.as_str())?.broker;
+        // One that does not answer is asked once, not once per queue.
+        if silent.contains_key(broker) {
+            continue;
+        }
         found = match ask(&queues, name, id).await {
             // A queue that is not there has no task.
             Err(e) if e.kind() == ErrorKind::NotFound => None,
             // Another may be on a broker that answers.
             Err(e) => {
-                silent.push(e);
+                silent.insert(broker.clone(), e);
                 None
             }
             Ok(answer) => answer,
@@ -69,8 +76,9 @@ pub(crate) async fn info(context: &mut Context<'_>, id: TaskId, queue: Option<&s
     }
     queues.close().await?;
     if found.is_none()
-        && let Some(error) = silent.pop()
+        && let Some((_, error)) = silent.pop_first()
     {
+        silent.values().for_each(|other| context.complain(&chain(other)));
         return Err(error.into());
     }
     let place = queue.map_or_else(|| "any queue of the settings".into(), |queue| format!("queue `{queue}`"));

@@ -2,8 +2,7 @@
 
 use std::io::Read;
 
-use anyqueue::core::{Error, QueueName, chain, suggest};
-use anyqueue::settings::QueueSettings;
+use anyqueue::core::{Error, chain, suggest};
 use anyqueue::{NewTask, Queues, Settings};
 use serde_json::json;
 
@@ -28,9 +27,8 @@ pub(crate) fn plan(work: &Work, settings: &mut Settings) -> Result<Option<Plan>>
     let Some(typed) = &work.send else { return Ok(None) };
     let (queue, task, message) = target(typed)?;
     if work.unchecked {
-        let name = QueueName::new(queue)?;
-        let broker = settings.default_broker.clone();
-        settings.queues.entry(name.clone()).or_insert_with(|| QueueSettings::new(name, broker));
+        let queue = settings.queue_or_default(queue)?;
+        settings.queues.insert(queue.name.clone(), queue);
     } else {
         known(settings, queue, task)?;
     }

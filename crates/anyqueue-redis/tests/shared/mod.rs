@@ -68,6 +68,16 @@ pub(crate) async fn reserve(consumer: &mut dyn Consumer, max: usize, wait: Durat
     consumer.reserve(NonZeroUsize::new(max).unwrap(), wait).await
 }
 
+/// Asks until a task has come. Errors on the way are tried again.
+pub(crate) async fn until_given(consumer: &mut dyn Consumer) -> Vec<Delivery> {
+    loop {
+        match reserve(consumer, 1, Duration::from_secs(14)).await {
+            Ok(got) if !got.is_empty() => return got,
+            answer => println!("{answer:?}"),
+        }
+    }
+}
+
 pub(crate) async fn settle_all(settler: &dyn Settler, deliveries: &[Delivery], what: Settlement) -> Result<()> {
     let batch: Vec<_> = deliveries.iter().map(|delivery| (delivery.receipt.clone(), what.clone())).collect();
     settler.settle(&batch).await.into_iter().collect()

@@ -110,10 +110,13 @@ fn watched(queues: &Queues, handlers: Vec<Queue>, watch: &Watch) -> Result<(Vec<
         // A strict strategy goes by weight; queues named one by one keep the order they were named in.
         chosen.sort_by_key(|queue| std::cmp::Reverse(queue.weight));
     }
+    let mut works: Vec<String> =
+        by_name.values().filter(|queue| !queue.workers.is_empty()).map(|queue| queue.name.clone()).collect();
+    works.sort();
     let (mut all, mut starts) = (Vec::new(), Vec::new());
     for (lane, settings) in chosen.into_iter().enumerate() {
         let Some(handler) = by_name.remove(settings.name.as_str()).filter(|handler| !handler.workers.is_empty()) else {
-            return Err(no_worker(&settings.name, &by_name));
+            return Err(no_worker(&settings.name, &works));
         };
         starts.extend(handler.start.map(|start| (settings.name.to_string(), start)));
         all.push(Arc::new(Watched {
@@ -139,10 +142,9 @@ fn watched(queues: &Queues, handlers: Vec<Queue>, watch: &Watch) -> Result<(Vec<
     Ok((all, starts))
 }
 
-fn no_worker(name: &QueueName, known: &HashMap<String, Queue>) -> Error {
-    let mut known: Vec<String> = known.keys().map(|name| format!("`{name}`")).collect();
-    known.sort();
-    let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+fn no_worker(name: &QueueName, works: &[String]) -> Error {
+    let known = works.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let known = if known.is_empty() { "none" } else { &known };
     Error::config(format!("queue `{name}` has no worker in this process; those that have one: {known}"))
 }
 

@@ -8,7 +8,7 @@ use config::{Map, Value};
 use super::broker::{BrokerSettings, Brokers};
 use super::layer::{self, Layer};
 use super::origin::Origins;
-use super::queue::{QueueSettings, Route, WorkerSettings};
+use super::queue::{QueueSettings, Route};
 use super::runner::RunnerSettings;
 use super::table::{Reader, Table};
 use super::{Settings, value};
@@ -37,6 +37,8 @@ pub struct SettingsBuilder {
     flags: Vec<(String, String)>,
     broker: Option<String>,
     drivers: Option<Drivers>,
+    /// Queues that the program has workers for, by name, with the names of their tasks.
+    handlers: BTreeMap<String, Vec<String>>,
 }
 
 impl SettingsBuilder {
@@ -82,6 +84,14 @@ impl SettingsBuilder {
         self
     }
 
+    /// Makes a handler's queue and its tasks known, as tables in the file would; one may be there too.
+    #[must_use]
+    pub fn handler(mut self, handler: &crate::Queue) -> Self {
+        let tasks = self.handlers.entry(handler.name().to_owned()).or_default();
+        tasks.extend(handler.workers().map(str::to_owned));
+        self
+    }
+
     /// Reads everything.
     ///
     /// # Errors
@@ -99,7 +109,7 @@ impl SettingsBuilder {
         };
         let drivers = self.drivers.clone().unwrap_or_else(Drivers::enabled);
         let reader = Reader::new(&origins);
-        let settings = resolve(Table::root(&reader, values), &reader, drivers);
+        let settings = resolve(Table::root(&reader, values), &reader, drivers, &self.handlers);
         let (problems, asked) = reader.finish();
         let settings = match settings {
             Some(settings) if problems.is_empty() => Ok(Settings { file, origins, ..settings }),
@@ -123,7 +133,8 @@ impl SettingsBuilder {
             Some((name, text)) => Layer::file(name, text, origins)?,
             None => Layer::default(),
         };
-        let environment = Layer::environment(&environment, &written, origins)?;
+        let known = written.clone().naming("queues", self.handlers.keys());
+        let environment = Layer::environment(&environment, &known, origins)?;
         let flags = Layer::flags(&self.flags, origins)?;
         Ok((layer::merge([written, environment, flags])?, file.map(|(name, _)| name)))
     }
@@ -159,7 +170,12 @@ fn process_environment() -> Result<Vec<(String, String)>> {
 }
 
 /// Reads the merged tables. `None` where what is missing has been reported.
-fn resolve<'r>(mut root: Table<'r>, reader: &'r Reader<'r>, drivers: Drivers) -> Option<Settings> {
+fn resolve<'r>(
+    mut root: Table<'r>,
+    reader: &'r Reader<'r>,
+    drivers: Drivers,
+    handlers: &BTreeMap<String, Vec<String>>,
+) -> Option<Settings> {
     let strict = root.take("strict", value::boolean).unwrap_or(false);
     let named = root.take("default_broker", value::text);
     let brokers = Brokers::read(root.tables("brokers"), reader, &drivers);
@@ -169,7 +185,7 @@ fn resolve<'r>(mut root: Table<'r>, reader: &'r Reader<'r>, drivers: Drivers) ->
         base.read_shared(&mut defaults);
         defaults.finish();
     }
-    let queues = queues(&mut root, base.clone(), &brokers);
+    let queues = queues(&mut root, &base, &brokers, handlers);
     let routes = root.table("routes").map(|table| routes(table, &queues)).unwrap_or_default();
     let runner = root.table("runner").map(RunnerSettings::read).unwrap_or_default();
     root.finish();
@@ -195,24 +211,36 @@ fn default_broker(root: &Table<'_>, named: Option<String>, brokers: &Brokers<'_>
     }
 }
 
-fn queues(root: &mut Table<'_>, base: QueueSettings, brokers: &Brokers<'_>) -> BTreeMap<QueueName, QueueSettings> {
+fn queues(
+    root: &mut Table<'_>,
+    base: &QueueSettings,
+    brokers: &Brokers<'_>,
+    handlers: &BTreeMap<String, Vec<String>>,
+) -> BTreeMap<QueueName, QueueSettings> {
     let mut queues = BTreeMap::new();
     for (name, table) in root.tables("queues") {
         match QueueName::new(&name) {
             Ok(name) => {
-                let base = QueueSettings { label: name.to_string(), name: name.clone(), ..base.clone() };
-                queues.insert(name, base.read(table, brokers));
+                queues.insert(name.clone(), base.named(name).read(table, brokers));
             }
             Err(e) => table.wrong_name(&e.to_string()),
         }
     }
     if queues.is_empty() {
-        queues.insert(base.name.clone(), base);
+        queues.insert(base.name.clone(), base.clone());
+    }
+    for (name, tasks) in handlers {
+        match QueueName::new(name) {
+            Ok(name) => {
+                let queue = queues.entry(name.clone()).or_insert_with(|| base.named(name));
+                tasks.iter().for_each(|task| queue.add_worker(task));
+            }
+            Err(e) => root.problem("queues", &e.to_string()),
+        }
     }
     // The queue `default` has the worker `test` as long as nobody gives it another.
     if let Some(queue) = queues.get_mut("default").filter(|queue| queue.tasks().is_empty()) {
-        let test = WorkerSettings { exec: None, priority: None, delay: None, ttr: None, policy: queue.policy.clone() };
-        queue.workers.insert("test".into(), test);
+        queue.add_worker("test");
     }
     queues
 }

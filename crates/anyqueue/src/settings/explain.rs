@@ -60,7 +60,7 @@ impl Lines<'_> {
         self.add(&["brokers", name, "timeout"], time::show(broker.timeout));
         self.add(&["brokers", name, "send_timeout"], time::show(broker.send_timeout));
         for spec in broker.driver.options {
-            let value = broker.options.shown(spec.key);
+            let value = broker.options.shown(spec);
             self.add(&["brokers", name, spec.key], value.as_deref().unwrap_or(spec.default));
             let Some(line) = self.lines.last_mut().filter(|line| line.origin == Origin::Default && value.is_some()) else {
                 continue;
@@ -82,7 +82,10 @@ impl Lines<'_> {
         self.add(&["queues", name, "priorities"], &queue.priorities);
         self.policy(&["queues", name], &queue.policy, None);
         for key in queue.options.keys() {
-            self.add(&["queues", name, key], queue.options.shown(key).unwrap_or_default());
+            let broker = self.settings.brokers.get(&*queue.broker);
+            let mut specs = broker.into_iter().flat_map(|broker| broker.driver.options);
+            let value = specs.find(|spec| spec.key == key).and_then(|spec| queue.options.shown(spec));
+            self.add(&["queues", name, key], value.unwrap_or_default());
         }
         if !queue.elsewhere.is_empty() {
             let list = self.settings.origin(&dotted(&["queues", name, "workers"]));

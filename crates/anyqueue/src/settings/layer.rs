@@ -6,14 +6,17 @@ use anyqueue_core::{Error, Result, suggest};
 use config::{Config, ConfigError, Map, Source, Value, ValueKind};
 use toml::de::{DeTable, DeValue};
 
-use super::origin::{Origin, Origins, Path};
+use super::origin::{Origin, Origins, Path, dotted};
 
 /// The one key of the first level that `config` sees. It splits keys of that level at dots, and those below never, so
 /// that names keep theirs.
 const ROOT: &str = "settings";
 
-/// The tables whose keys are names that the file gives.
-const NAMED: [&str; 2] = ["brokers", "queues"];
+/// Whether the keys of a table are names that the file gives.
+fn is_of_names(path: &[String]) -> bool {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    matches!(path[..], ["brokers" | "queues"] | ["queues", _, "workers"])
+}
 
 /// Merges layers, the later ones winning.
 pub(super) fn merge(layers: impl IntoIterator<Item = Layer>) -> Result<Map<String, Value>> {
@@ -83,6 +86,18 @@ impl Layer {
         if problems.is_empty() { Ok(layer) } else { Err(Error::config(problems.join("\n"))) }
     }
 
+    /// The same with these names in a table, for variables to meet.
+    pub(super) fn naming<'a>(mut self, table: &str, names: impl Iterator<Item = &'a String>) -> Self {
+        for name in names {
+            let known =
+                matches!(self.0.get(table).map(|value| &value.kind), Some(ValueKind::Table(table)) if table.contains_key(name));
+            if !known {
+                self.set(&[table.to_owned(), name.clone()], Value::from(Map::<String, Value>::new()));
+            }
+        }
+        self
+    }
+
     /// Takes keys as TOML writes them, with their values.
     pub(super) fn flags(flags: &[(String, String)], origins: &mut Origins) -> Result<Self> {
         let mut layer = Self::default();
@@ -107,10 +122,10 @@ impl Layer {
             found.sort();
             let name = match found.as_slice() {
                 // Beside a file a new name is a typo; without one it is how names are given.
-                [] if path.len() == 1 && NAMED.contains(&path[0].as_str()) && at.is_some_and(|table| !table.is_empty()) => {
+                [] if is_of_names(&path) && at.is_some_and(|table| !table.is_empty()) => {
                     let known =
                         suggest(&part.to_ascii_lowercase(), at.into_iter().flat_map(|table| table.keys()).map(String::as_str));
-                    return Err(format!("the file has nothing called `{part}` in `{}`; {known}", path[0]));
+                    return Err(format!("the file has nothing called `{part}` in `{}`; {known}", dotted(&path)));
                 }
                 [] if part.chars().any(|c| c.is_ascii_lowercase()) => part.to_owned(),
                 [] => part.to_ascii_lowercase(),
@@ -212,7 +227,6 @@ fn position(text: &str, at: usize) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::origin::dotted;
     use super::*;
 
     #[test]

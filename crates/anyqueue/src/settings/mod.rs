@@ -86,21 +86,15 @@ impl Settings {
         })
     }
 
-    /// Makes a handler's queue and the names of its workers known, as tables in the file would.
+    /// A queue's settings; those of a queue without a table are what `[defaults]` say.
     ///
     /// # Errors
     /// For a name that no queue can have.
-    pub fn add(&mut self, handler: &crate::Queue) -> Result<()> {
-        let name = QueueName::new(handler.name())?;
-        let broker = self.default_broker.as_str().into();
-        let unset = || QueueSettings { label: name.to_string(), name: name.clone(), broker, ..self.base.clone() };
-        let queue = self.queues.entry(name.clone()).or_insert_with(unset);
-        for task in handler.workers() {
-            let policy = queue.policy.clone();
-            let worker = WorkerSettings { exec: None, priority: None, delay: None, ttr: None, policy };
-            queue.workers.entry(task.to_owned()).or_insert(worker);
+    pub fn queue_or_default(&self, name: &str) -> Result<QueueSettings> {
+        match self.queues.get(name) {
+            Some(known) => Ok(known.clone()),
+            None => Ok(self.base.named(QueueName::new(name)?)),
         }
-        Ok(())
     }
 
     /// The queue that a task's name is routed to.

@@ -77,6 +77,18 @@ impl QueueSettings {
         }
     }
 
+    /// The same for a queue of this name.
+    pub(super) fn named(&self, name: QueueName) -> Self {
+        Self { label: name.to_string(), name, ..self.clone() }
+    }
+
+    /// A worker of which the settings say nothing, unless they do.
+    pub(super) fn add_worker(&mut self, task: &str) {
+        let policy = self.policy.clone();
+        let worker = WorkerSettings { exec: None, priority: None, delay: None, ttr: None, policy };
+        self.workers.entry(task.to_owned()).or_insert(worker);
+    }
+
     /// The names of the tasks that have a worker here or elsewhere, in order.
     pub fn tasks(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.workers.keys().chain(&self.elsewhere).map(String::as_str).collect();

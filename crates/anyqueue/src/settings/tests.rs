@@ -317,6 +317,10 @@ fn a_variable_that_is_spelt_wrong_is_an_error() {
     assert!(wrong("ANYQUEUE__QUEUES__IMAEGS__TTR").contains("did you mean `images`?"));
     assert!(wrong("ANYQUEUE_QUEUES__IMAGES__TTR").contains("two underscores"));
     with("ANYQUEUE__QUEUES__IMAGES__TTR").load().unwrap();
+    let worker = "[queues.images.workers.thumbnail]\nexec = [\"./t\"]\n";
+    let typo = [("ANYQUEUE__QUEUES__IMAGES__WORKERS__THUMBNIAL__TTR", "5m")];
+    let typo = problems(Settings::builder().text("queue.toml", worker).environment(typo).load()).join(" ");
+    assert!(typo.contains("`queues.images.workers`; did you mean `thumbnail`?"), "{typo}");
     with("ANYQUEUE_ID").load().unwrap();
     let named = Settings::builder().text("queue.toml", "").environment([("ANYQUEUE__QUEUES__queueName__TTR", "5m")]).load();
     assert_eq!(named.unwrap().queues.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["queueName"]);
@@ -324,7 +328,7 @@ fn a_variable_that_is_spelt_wrong_is_an_error() {
 
 #[test]
 fn a_driver_of_ones_own_brings_its_scheme_and_its_options() {
-    let options = &[anyqueue_core::OptionSpec { key: "speed", default: "1", help: "how fast", per_queue: true }];
+    let options = &[anyqueue_core::OptionSpec { key: "speed", default: "1", help: "how fast", per_queue: true, secret: false }];
     let mine = anyqueue_core::Driver {
         name: "mine",
         schemes: &["mine"],
@@ -365,4 +369,34 @@ fn values_of_the_wrong_shape_say_what_they_should_be() {
         let found = problems(text(file).load());
         assert!(found[0].starts_with(wanted), "{found:?} should start with {wanted}");
     }
+}
+
+#[test]
+fn a_handler_makes_its_queue_and_its_tasks_known_as_a_table_would() {
+    let mail = crate::Queue::new("mail", ()).worker("welcome", |_, _: crate::Task<u32>| async {}).into();
+    let own = crate::Queue::new("default", ()).worker("mine", |_, _: crate::Task<u32>| async {}).into();
+    let file = "[defaults]\nttr = \"5m\"\n[queues.other]\n[routes]\n\"welcome\" = \"mail\"\n";
+    let variable = [("ANYQUEUE__QUEUES__MAIL__SLOTS", "3")];
+    let settings = text(file).environment(variable).handler(&mail).handler(&own).load().unwrap();
+    let queue = settings.queue("mail").unwrap();
+    assert_eq!((queue.tasks(), queue.ttr, queue.slots, &*queue.label), (vec!["welcome"], secs(300), Some(3), "mail"));
+    assert_eq!(settings.route("welcome").unwrap().as_str(), "mail");
+    assert_eq!(settings.queue("default").unwrap().tasks(), ["mine"], "the built-in worker gives way");
+    assert_eq!(settings.queue_or_default("new").unwrap().ttr, secs(300));
+}
+
+#[test]
+fn a_secret_is_neither_shown_nor_repeated() {
+    let options = &[anyqueue_core::OptionSpec { key: "key", default: "none", help: "to get in", per_queue: false, secret: true }];
+    let mine = anyqueue_core::Driver {
+        name: "mine",
+        schemes: &["mine"],
+        options,
+        ..Drivers::enabled().find("memory").copied().unwrap()
+    };
+    let file = "[brokers.default]\nurl = \"mine:\"\nkey = 31415926\n";
+    let settings = text(file).drivers(Drivers::enabled().with(&mine)).load().unwrap();
+    assert!(settings.explain().iter().any(|line| line.key == "brokers.default.key" && line.value == "(set)"));
+    let error = settings.brokers["default"].options.text("key").unwrap_err().to_string();
+    assert!(!error.contains("31415926") && error.contains("quotes"), "{error}");
 }
