@@ -1,6 +1,6 @@
 //! Thousands of tasks while worker processes are killed at random: nothing is lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
@@ -39,12 +39,15 @@ fn what_was_sent_is_done_or_held_whoever_is_killed() {
     let lost: Vec<u64> = (0..TASKS).filter(|n| !runs.contains_key(n)).collect();
     assert!(lost.is_empty(), "lost: {lost:?}");
     let held = place.held();
-    assert_eq!(held.len() as u64, TASKS / HOLD_EACH, "sent = done + held");
+    // Where a hold is a copy and then a delete, a kill in between makes a duplicate, and never a loss.
+    let distinct: BTreeSet<u64> = held.iter().filter_map(|task| task["data"]["n"].as_u64()).collect();
+    assert_eq!(distinct.len() as u64, TASKS / HOLD_EACH, "sent = done + held");
+    assert!(held.len() - distinct.len() <= KILLS as usize, "{} held, of {} tasks", held.len(), distinct.len());
     assert!(held.iter().all(|task| task["data"]["hold"] == true), "only those are held that asked for it: {held:#?}");
     let twice: u64 = runs.values().map(|times| times - 1).sum();
     println!(
         "{TASKS} sent, {} done, {} held, 0 lost, {KILLS} kills, {twice} duplicate runs",
-        TASKS - held.len() as u64,
+        TASKS - distinct.len() as u64,
         held.len()
     );
     // What a killed worker had finished and not stored yet: results that wait for a group commit to a busy disk.
