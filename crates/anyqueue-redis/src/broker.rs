@@ -121,6 +121,16 @@ impl RedisBroker {
 
     async fn send_part(&self, keys: &Keys, tasks: &[&Envelope]) -> Result<()> {
         let some_delayed = tasks.iter().any(|task| !task.delay.is_zero());
+        if let ([task], true, false) = (tasks, self.shared.config.create, some_delayed) {
+            let rest = Rest::new(0, task);
+            if rest.is_small() {
+                let (priority, tail) = (task.priority.to_be_bytes(), tail(0, task.id));
+                let answer = self.shared.run(Script::One, keys, |request| {
+                    request.arg(priority.as_slice()).arg(tail.as_slice()).arg(rest);
+                });
+                return answer.await.map(drop);
+            }
+        }
         let answer = self.shared.run(Script::Send, keys, |request| {
             request.arg(u8::from(self.shared.config.create)).arg(u8::from(some_delayed));
             match tasks.split_first() {

@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyqueue_core::{Bytes, Envelope, Figure, NativeFacts, QueueName, Receipt, TaskId, steps_up};
 use redis::{RedisWrite, ToRedisArgs, Value};
 
+use crate::script::Script;
+
 /// The version of the layout, written into each queue.
 pub(crate) const VERSION: u32 = 1;
 /// `priority batch place-in-batch id`: what a task is called in the sets.
@@ -41,6 +43,15 @@ impl Keys {
         Self { slot: crc16(queue.as_str().as_bytes()) % 16_384, names: [stem, ready, delayed, reserved, held, tasks, counts] }
     }
 
+    /// Those that a script takes: each one costs the server time, and a send of one task little else.
+    pub(crate) fn of(&self, script: Script) -> Vec<&str> {
+        let [queue, ready, .., tasks, _] = &self.names;
+        match script {
+            Script::One => vec![queue, ready, tasks],
+            _ => self.names.iter().map(String::as_str).collect(),
+        }
+    }
+
     /// The queue's own key, under which it is rung too.
     pub(crate) fn bell(&self) -> &str {
         &self.names[0]
@@ -66,6 +77,9 @@ fn crc16(bytes: &[u8]) -> u16 {
     })
 }
 
+/// The largest task that `one.lua` may take; `large.lua` marks what is larger than its first constant, stamp included.
+const SMALL: usize = 8192 - 18;
+
 /// A task as it is sent: what follows the server's stamp, in one argument and without a copy of its own.
 #[derive(Debug)]
 pub(crate) struct Rest<'a> {
@@ -82,6 +96,10 @@ impl<'a> Rest<'a> {
         head[6..10].copy_from_slice(&(milliseconds(task.ttr) as u32).to_be_bytes());
         head[10..].copy_from_slice(&milliseconds(task.delay).to_be_bytes()[2..]);
         Self { head, body: &task.body }
+    }
+
+    pub(crate) fn is_small(&self) -> bool {
+        self.head.len() + self.body.len() <= SMALL
     }
 }
 

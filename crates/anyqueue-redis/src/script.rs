@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 /// A script that runs on the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Script {
+    One,
     Send,
     Reserve,
     Done,
@@ -24,9 +25,11 @@ pub(crate) enum Script {
 /// For scripts that go on when the server is out of memory, which is how room is made, and whose first write may need room.
 const FREES: &str = include_str!("lua/frees.lua");
 const KEYS: &str = include_str!("lua/keys.lua");
+const KEYS_OF_ONE: &str = include_str!("lua/keys_of_one.lua");
 const CLOCK: &str = include_str!("lua/clock.lua");
 const NEVER: &str = include_str!("lua/never.lua");
 const BELL: &str = include_str!("lua/bell.lua");
+const ANNOUNCE: &str = include_str!("lua/announce.lua");
 const EXISTS: &str = include_str!("lua/exists.lua");
 const COUNT: &str = include_str!("lua/count.lua");
 const PLACE: &str = include_str!("lua/place.lua");
@@ -36,7 +39,8 @@ const STALE: &str = include_str!("lua/stale.lua");
 const PROMOTE: &str = include_str!("lua/promote.lua");
 
 impl Script {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
+        Self::One,
         Self::Send,
         Self::Reserve,
         Self::Done,
@@ -55,7 +59,8 @@ impl Script {
 
     fn parts(self) -> &'static [&'static str] {
         match self {
-            Self::Send => &[KEYS, CLOCK, BELL, EXISTS, LARGE, include_str!("lua/send.lua")],
+            Self::One => &[KEYS_OF_ONE, CLOCK, BELL, ANNOUNCE, include_str!("lua/one.lua")],
+            Self::Send => &[KEYS, CLOCK, BELL, ANNOUNCE, EXISTS, LARGE, include_str!("lua/send.lua")],
             Self::Reserve => &[FREES, KEYS, CLOCK, NEVER, BELL, COUNT, LEASE, PROMOTE, LARGE, include_str!("lua/reserve.lua")],
             Self::Done => &[KEYS, LEASE, PLACE, STALE, include_str!("lua/done.lua")],
             Self::Settle => &[KEYS, CLOCK, NEVER, BELL, COUNT, LEASE, PLACE, STALE, LARGE, include_str!("lua/settle.lua")],

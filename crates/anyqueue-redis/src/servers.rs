@@ -221,8 +221,8 @@ impl Servers {
     /// Begins a request.
     pub(crate) fn request(&self, script: Script, keys: &Keys) -> Request {
         let mut command = cmd("EVALSHA");
-        command.arg(&script.text().sha).arg(keys.names.len());
-        command.arg(&keys.names);
+        let keys_of = keys.of(script);
+        command.arg(&script.text().sha).arg(keys_of.len()).arg(keys_of);
         Request { script, slot: keys.slot, command }
     }
 

@@ -88,6 +88,17 @@ async fn a_queue_that_moves_to_another_node_loses_nothing() {
     assert_eq!(numbers, (0..600).collect::<Vec<_>>());
 }
 
+/// Waits until the replica has all that its master was sent so far. `WAIT` counts for writes of the same connection only.
+async fn copied(master: &dyn Server, key: &str) {
+    eventually(|| async {
+        let mut operator = operator(master).await;
+        let _: String = tell(&mut operator, &format!("SET {key} 1")).await;
+        let copies: u64 = tell(&mut operator, "WAIT 1 1000").await;
+        if copies == 1 { Ok(()) } else { Err("the replica is behind") }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_failover_in_a_cluster_is_followed() {
     let cluster = Cluster::start().await;
@@ -96,11 +107,7 @@ async fn a_failover_in_a_cluster_is_followed() {
     let (broker, queue) = (connect(&url(&cluster.0[(lost + 1) % 3])).await.unwrap(), queue("heir"));
     let mut consumer = consumer(&*broker, &queue).await;
     send(&*broker, &queue, &Sample::many(20)).await.unwrap();
-    eventually(|| async {
-        let copies: u64 = tell(&mut operator(&cluster.0[lost]).await, "WAIT 1 1000").await;
-        if copies == 1 { Ok(()) } else { Err("the replica is behind") }
-    })
-    .await;
+    copied(&cluster.0[lost], "{heir}").await;
     cluster.0[lost].kill().await.unwrap();
     eventually(|| send_one(&*broker, &queue, 20)).await;
     let mut numbers = work(&mut *consumer, 21, PATIENCE).await;
@@ -161,7 +168,7 @@ async fn a_failover_of_sentinels_is_followed() {
     let (broker, queue) = (connect(&format!("{}?master=tasks", url(&sentinel))).await.unwrap(), queue("failover"));
     let mut consumer = consumer(&*broker, &queue).await;
     send(&*broker, &queue, &Sample::many(20)).await.unwrap();
-    let _: u64 = tell(&mut operator(&master).await, "WAIT 1 5000").await;
+    copied(&master, "mark").await;
     master.kill().await.unwrap();
     eventually(|| send_one(&*broker, &queue, 20)).await;
     let mut numbers = work(&mut *consumer, 21, PATIENCE).await;

@@ -13,25 +13,6 @@ local number = redis.call('HINCRBY', QUEUE, 'batch', 1)
 local stamp = struct.pack('>I6I6I6', number, now, now)
 local batch, some_delayed = string.sub(stamp, 1, 6), ARGV[2] == '1'
 
-local function announce(first)
-  if number == 1 then
-    -- The queue is new, or the server has lost it, and who waits with it: they may listen still.
-    redis.pcall('PUBLISH', QUEUE, '')
-  else
-    ring(first)
-  end
-end
-
-if #ARGV == 5 and not some_delayed then
-  -- The commonest send of all is spared the tables.
-  if redis.call('HSETNX', TASKS, string.sub(ARGV[4], 3), stamp .. ARGV[5]) == 1 then
-    redis.call('ZADD', READY, '0', ARGV[3] .. batch .. ARGV[4])
-    mark_if_large(ARGV[5])
-    announce(0)
-  end
-  return 0
-end
-
 local same = ARGV[3] ~= '' and ARGV[3] .. batch
 local sub, unpacked = string.sub, struct.unpack
 
@@ -76,6 +57,6 @@ if r > 0 then
   first = 0
 end
 if first then
-  announce(first)
+  announce(number, first)
 end
 return 0

@@ -1,0 +1,1 @@
+local QUEUE, READY, TASKS = KEYS[1], KEYS[2], KEYS[3]
