@@ -40,7 +40,7 @@ pub mod workers {}
 #[doc = include_str!("../docs/settings.md")]
 pub mod settings {}
 
-/// What each broker can do, and what is added to it.
+/// What each broker really does: how each verb is kept, every caveat, and its reason.
 ///
 #[doc = include_str!("../docs/brokers.md")]
 pub mod brokers {}

@@ -27,8 +27,16 @@ pub(crate) fn show(out: &mut Out, drivers: &Drivers, markdown: bool) -> u8 {
         out.table(&header, &rows);
     }
     out.line("");
+    // Many lines; where Markdown is shown they unfold when somebody asks.
+    let fold = markdown && !notes.is_empty();
+    if fold {
+        out.line(format!("<details><summary>The {} notes</summary>\n", notes.len()));
+    }
     for (n, note) in notes.iter().enumerate() {
         out.line(format!("{}. {note}", n + 1));
+    }
+    if fold {
+        out.line("\n</details>");
     }
     if notes.is_empty() {
         out.line("native: the broker keeps the promise even if all our processes die.");
