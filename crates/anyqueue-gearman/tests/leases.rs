@@ -201,6 +201,38 @@ fn in_seconds(seconds: u64) -> String {
     (SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + seconds).to_string()
 }
 
+/// Gets the guard that is due next, as who looks at it: its handle, its function, and what it says of its task.
+async fn guard_of(server: std::net::SocketAddr) -> (Raw, Vec<String>) {
+    let mut looking = Raw::connect(server);
+    looking.say(CAN_DO, &["orders;guard"]);
+    loop {
+        looking.say(GRAB, &[]);
+        let answer = looking.hear();
+        if answer.len() > 1 {
+            return (looking, answer);
+        }
+        tokio::time::sleep(TTR / 10).await;
+    }
+}
+
+/// That a guard is gone does not say that somebody has made a copy of its task: the worker makes it ready itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guard_that_is_gone_costs_no_task() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let (silent, broker) = (connect(proxy.address(), "").await, connect(server.address(), "").await);
+    send(&*broker, &[Sample::new(1).ttr(TTR).envelope()]).await;
+    let mut first = consume(&*silent).await;
+    let taken = one(&mut *first).await;
+    proxy.black(true);
+    let (mut looking, guard) = guard_of(server.address()).await;
+    looking.say(COMPLETE, &[&guard[0], ""]);
+    looking.settle();
+    proxy.black(false);
+    let again = one(&mut *consume(&*broker).await).await;
+    assert_eq!((again.raw, again.native.redeliveries), (taken.raw, Figure::Exact(1)));
+}
+
 /// While somebody looks at the guard of a worker that was frozen, and wakes, that worker leaves its task alone: the copy
 /// of it may be done before a second one is made.
 #[tokio::test(flavor = "multi_thread")]
@@ -212,16 +244,7 @@ async fn a_worker_that_wakes_waits_for_who_looks_at_its_guard() {
     let mut first = consume(&*silent).await;
     let taken = one(&mut *first).await;
     proxy.black(true);
-    let mut looking = Raw::connect(server.address());
-    looking.say(CAN_DO, &["orders;guard"]);
-    let guard = loop {
-        looking.say(GRAB, &[]);
-        let answer = looking.hear();
-        if answer.len() > 1 {
-            break answer;
-        }
-        tokio::time::sleep(TTR / 10).await;
-    };
+    let (mut looking, guard) = guard_of(server.address()).await;
     let [handle, _, unique, of_task, body] = &guard[..] else { panic!("{guard:?}") };
     proxy.black(false);
     tokio::time::sleep(TTR).await;
