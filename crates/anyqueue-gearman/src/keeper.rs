@@ -184,9 +184,9 @@ impl Hub {
             if guards.iter().any(|guard| guard.running) {
                 return Ok(Fate::Open);
             }
-            // Guards are dropped for other reasons too: that there is none does not say that there is a copy.
-            let taken = guards.iter().all(|guard| !guard.known)
-                && (self.is_replaced(server, queue, job).await? || self.is_cancelled(server, job).await?);
+            // Guards are dropped for other reasons too, and one may be left of two: they do not say that there is a copy.
+            let unguarded = guards.iter().all(|guard| !guard.known);
+            let taken = self.is_replaced(server, queue, job).await? || (unguarded && self.is_cancelled(server, job).await?);
             Ok::<_, Error>(if taken { Fate::Taken } else { Fate::Ours })
         };
         // A server that was restarted has the task again, and knows nothing of us.

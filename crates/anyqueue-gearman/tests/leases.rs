@@ -261,26 +261,30 @@ async fn a_worker_that_wakes_waits_for_who_looks_at_its_guard() {
     assert!(reserve(&mut *second, 1, TTR * 3).await.unwrap().is_empty(), "a task that is done came back");
 }
 
-/// Two guards of one task, left by a worker that died and by one that was frozen, bring it back once.
+/// Two guards of one task, left by a worker that died and by one that was frozen, bring it back once, whether that one
+/// wakes before the second is due or not.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_guards_bring_a_task_back_once() {
-    let server = gearmand::start(&[]).await.unwrap();
-    let proxy = Proxy::start(server.address()).await.unwrap();
-    let (silent, broker) = (connect(proxy.address(), "").await, connect(server.address(), "").await);
-    send(&*broker, &[Sample::new(1).ttr(TTR).envelope()]).await;
-    let unique = unique_of(&*broker).await;
-    let mut first = consume(&*silent).await;
-    let taken = one(&mut *first).await;
-    proxy.black(true);
-    let copy = format!("{unique}\0H:none:1\0{}", String::from_utf8_lossy(&taken.raw));
-    let mut client = Raw::connect(server.address());
-    client.say(SUBMIT_LATER, &["orders;guard", &unique.replacen(".r", ".j", 1), &in_seconds(5), &copy]);
-    client.hear();
-    let mut second = consume(&*broker).await;
-    let again = one(&mut *second).await;
-    done(&*second, &again).await;
-    assert!(reserve(&mut *second, 1, TTR * 7).await.unwrap().is_empty(), "a task that is done came back");
-    until("the second guard is there still", || jobs(server.address(), "orders;guard") == (0, 0)).await;
+    for wakes in [false, true] {
+        let server = gearmand::start(&[]).await.unwrap();
+        let proxy = Proxy::start(server.address()).await.unwrap();
+        let (silent, broker) = (connect(proxy.address(), "").await, connect(server.address(), "").await);
+        send(&*broker, &[Sample::new(1).ttr(TTR).envelope()]).await;
+        let unique = unique_of(&*broker).await;
+        let mut first = consume(&*silent).await;
+        let taken = one(&mut *first).await;
+        proxy.black(true);
+        let copy = format!("{unique}\0H:none:1\0{}", String::from_utf8_lossy(&taken.raw));
+        let mut client = Raw::connect(server.address());
+        client.say(SUBMIT_LATER, &["orders;guard", &unique.replacen(".r", ".j", 1), &in_seconds(6), &copy]);
+        client.hear();
+        let mut second = consume(&*broker).await;
+        let again = one(&mut *second).await;
+        done(&*second, &again).await;
+        proxy.black(!wakes);
+        assert!(reserve(&mut *second, 1, TTR * 7).await.unwrap().is_empty(), "a task that is done came back: {wakes}");
+        until("the second guard is there still", || jobs(server.address(), "orders;guard") == (0, 0)).await;
+    }
 }
 
 /// Guards that are put again at the same moment, each under the name of the other, are not both lost.
