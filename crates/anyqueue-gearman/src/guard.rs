@@ -62,10 +62,14 @@ impl Hub {
         };
         // All are on their way before the first is answered.
         let parts = join_all(jobs.chunks(PART).map(|part| self.guard_part(&session, queue, part))).await;
-        let each = |(part, guarded): (&[(Job, Moment)], Result<Vec<Result<Guarded>>>)| {
-            guarded.unwrap_or_else(|e| part.iter().map(|_| Err(e.duplicate())).collect())
-        };
-        jobs.chunks(PART).zip(parts).flat_map(each).collect()
+        let mut guarded = Vec::with_capacity(jobs.len());
+        for (part, written) in jobs.chunks(PART).zip(parts) {
+            match written {
+                Ok(some) => guarded.extend(some),
+                Err(e) => guarded.extend(part.iter().map(|_| Err(e.duplicate()))),
+            }
+        }
+        guarded
     }
 
     async fn guard_part(&self, session: &Arc<Session>, queue: &Queue, jobs: &[(Job, Moment)]) -> Result<Vec<Result<Guarded>>> {

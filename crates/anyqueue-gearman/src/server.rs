@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyqueue_core::{Error, Result};
+use anyqueue_core::{Error, ErrorKind, Result};
 use futures::future::BoxFuture;
 use gearman::admin::{AdminClient, FunctionStatus};
 use gearman::{GearmanError, protocol::Packet};
@@ -22,6 +22,9 @@ use crate::packet::{Reply, client_id, echo};
 
 /// The longest time that a server which refused is left alone.
 const MAX_BACK_OFF: Duration = Duration::from_secs(2);
+
+/// So often is a session begun: under load gearmand 1.1.20 now and then resets a connection that it has only just taken.
+const TRIES: u32 = 3;
 
 /// The longest answer to a command, in bytes.
 const ANSWER: u64 = 256;
@@ -156,6 +159,19 @@ impl Server {
         if let Some(live) = session.as_ref().filter(|session| !session.link.is_dead()) {
             return Ok(live.clone());
         }
+        let mut tries = 1;
+        let fresh = loop {
+            match self.fresh_session().await {
+                // Who refuses is left alone meanwhile; this one took the connection.
+                Err(e) if tries < TRIES && e.kind() == ErrorKind::Unavailable && self.state().alone_until.is_none() => tries += 1,
+                made => break made?,
+            }
+        };
+        *session = Some(fresh.clone());
+        Ok(fresh)
+    }
+
+    async fn fresh_session(&self) -> Result<Arc<Session>> {
         let link = self.connect("anyqueue").await?;
         let text = self.stream().await?;
         // The link lives after the second connection was made: both are to the same run of the server.
@@ -173,7 +189,6 @@ impl Server {
             self.counters.reconnects.fetch_add(1, Ordering::Relaxed);
         }
         drop(state);
-        *session = Some(fresh.clone());
         Ok(fresh)
     }
 

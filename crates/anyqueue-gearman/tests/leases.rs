@@ -193,12 +193,12 @@ async fn what_was_never_handed_out_does_not_count_as_lost() {
 
 /// The job of the only task that is ready: its unique id.
 async fn unique_of(broker: &dyn anyqueue_core::Broker) -> String {
-    let ready = broker.admin().peek(&shared::queue(), State::Ready, 1).await.unwrap();
-    ready[0].native.id.as_deref().unwrap().to_owned()
+    let ready = broker.admin().peek(&shared::queue(), State::Ready, 1).await.expect("a look");
+    ready[0].native.id.as_deref().expect("each job has one").to_owned()
 }
 
 fn in_seconds(seconds: u64) -> String {
-    (SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + seconds).to_string()
+    (SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs() + seconds).to_string()
 }
 
 /// Gets the guard that is due next, as who looks at it: its handle, its function, and what it says of its task.
