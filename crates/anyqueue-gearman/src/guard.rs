@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::hub::{Hub, Queue};
 use crate::lease::Guard;
 use crate::names::guards;
-use crate::packet::{Job, Reply, Status, status, submit_at};
+use crate::packet::{Job, Reply, status, submit_at};
 use crate::server::{Server, Session};
 
 /// A guard falls due at the latest after this time, and is put again if the lease goes on. A job server keeps a cancelled
@@ -56,9 +56,15 @@ impl Hub {
     /// Writes guards of jobs that were just reserved: of each, its guard, and whether one was there, left by a worker that
     /// ended without a word.
     pub(crate) async fn guard(&self, server: &Server, queue: &Queue, jobs: &[(Job, Moment)]) -> Vec<Result<Guarded>> {
+        let session = match server.session().await {
+            Ok(session) => session,
+            Err(e) => return jobs.iter().map(|_| Err(e.duplicate())).collect(),
+        };
+        // All are on their way before the first is answered.
+        let parts = join_all(jobs.chunks(PART).map(|part| self.guard_part(&session, queue, part))).await;
         let mut guarded = Vec::with_capacity(jobs.len());
-        for part in jobs.chunks(PART) {
-            match self.guard_part(server, queue, part).await {
+        for (part, written) in jobs.chunks(PART).zip(parts) {
+            match written {
                 Ok(some) => guarded.extend(some),
                 Err(e) => guarded.extend(part.iter().map(|_| Err(e.duplicate()))),
             }
@@ -66,44 +72,56 @@ impl Hub {
         guarded
     }
 
-    async fn guard_part(&self, server: &Server, queue: &Queue, jobs: &[(Job, Moment)]) -> Result<Vec<Result<Guarded>>> {
-        let session = server.session().await?;
+    async fn guard_part(&self, session: &Arc<Session>, queue: &Queue, jobs: &[(Job, Moment)]) -> Result<Vec<Result<Guarded>>> {
         let packet = |(job, deadline): &(Job, Moment), name: &str| {
             let due = self.second_of(*deadline).min(self.second_after(HOP)) + 1;
             submit_at(due, &queue.functions.guard, name, wrap(job))
         };
         let names: Vec<_> = jobs.iter().map(|(job, _)| guards(&queue.functions, job)).collect();
-        let asked = names.iter().zip(jobs).flat_map(|([first, second], job)| [status(first), status(second), packet(job, first)]);
-        let mut replies = session.call(asked.collect()).await?.into_iter();
+        let of_one = |(names, job): (&[String; 3], &(Job, Moment))| {
+            names.iter().map(|name| status(name)).chain([packet(job, &names[0])]).collect::<Vec<_>>()
+        };
+        let mut replies = session.call(names.iter().zip(jobs).flat_map(of_one).collect()).await?.into_iter();
         let mut written: Vec<_> = jobs.iter().map(|_| one(&mut replies)).collect();
         // One that was there falls due when it was to, or is cancelled already: another one is put beside it.
-        let met = |(at, one): (usize, &Result<Written>)| one.as_ref().is_ok_and(|one| one.first && !one.second).then_some(at);
-        let met: Vec<usize> = written.iter().enumerate().filter_map(met).collect();
+        let met = |(at, one): (usize, &Result<Written>)| Some((at, one.as_ref().ok()?.beside()?));
+        let met: Vec<_> = written.iter().enumerate().filter_map(met).collect();
         if !met.is_empty() {
-            let beside = session.call(met.iter().map(|at| packet(&jobs[*at], &names[*at][1])).collect()).await?;
-            for (at, reply) in met.into_iter().zip(beside) {
-                written[at] = handle(reply).map(|handle| Written { first: true, second: false, handle });
+            let beside = session.call(met.iter().map(|(at, free)| packet(&jobs[*at], &names[*at][*free])).collect()).await?;
+            for ((at, _), reply) in met.into_iter().zip(beside) {
+                written[at] = handle(reply).map(|handle| Written { known: [true; 3], handle });
             }
         }
-        let guarded = |one: Written| (Guard { session: session.clone(), handle: one.handle }, one.first || one.second);
+        let guarded = |one: Written| {
+            let met = one.known.contains(&true);
+            (Guard { session: session.clone(), handle: one.handle }, met)
+        };
         Ok(written.into_iter().map(|one| one.map(guarded)).collect())
     }
 }
 
-/// A guard's handle, and whether its two names were known before.
+/// A guard's handle, and which of its names were known before.
 struct Written {
-    first: bool,
-    second: bool,
+    known: [bool; 3],
     handle: String,
 }
 
-fn one(replies: &mut impl Iterator<Item = Reply>) -> Result<Written> {
-    match (replies.next(), replies.next(), replies.next()) {
-        (Some(Reply::Status(Status { known: first, .. })), Some(Reply::Status(Status { known: second, .. })), Some(created)) => {
-            handle(created).map(|handle| Written { first, second, handle })
-        }
-        _ => Err(Error::new(ErrorKind::Protocol, "the job server's answers are out of order")),
+impl Written {
+    /// The name under which another one can be put beside the first one, which was there.
+    fn beside(&self) -> Option<usize> {
+        self.known[0].then(|| self.known.iter().position(|known| !known)).flatten()
     }
+}
+
+fn one(replies: &mut impl Iterator<Item = Reply>) -> Result<Written> {
+    let mut known = [false; 3];
+    for known in &mut known {
+        match replies.next() {
+            Some(Reply::Status(status)) => *known = status.known,
+            _ => return Err(Error::new(ErrorKind::Protocol, "the job server's answers are out of order")),
+        }
+    }
+    replies.next().map_or_else(|| Err(crate::error::closed()), handle).map(|handle| Written { known, handle })
 }
 
 fn handle(reply: Reply) -> Result<String> {

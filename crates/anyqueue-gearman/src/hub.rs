@@ -251,8 +251,10 @@ impl Hub {
         feeds.iter().for_each(|feed| drop(feed.close(Some(error::closed()))));
         let tidying = async {
             drop(self.settling.write().await);
-            let held = self.leases().take_all();
-            self.give_back(held).await;
+            let now = self.clock.now();
+            let (over, held) = self.leases().take_all().into_iter().partition(|lease| lease.deadline <= now);
+            // Who was frozen may be closed before it has seen that others have its tasks.
+            tokio::join!(self.expire(over), self.give_back(held));
             crate::guard::flush(&self.sweeping).await;
         };
         // One that takes too long ends in a duplicate, as in a crash.

@@ -1,7 +1,7 @@
 //! The end of reservations: by a worker, by giving back, or by the clock.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 use std::time::Duration;
 
 use anyqueue_core::{Error, Result};
@@ -11,11 +11,26 @@ use gearman::protocol::Packet;
 use crate::guard::Sweep;
 use crate::hub::Hub;
 use crate::lease::Lease;
+use crate::line::lease_number;
 use crate::names::{Kind, Unique, guards};
-use crate::packet::{Reply, complete, echo, status};
+use crate::packet::{complete, echo, lease as note};
 
 /// How often leases are looked through for those that have ended.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How long whoever looks at a guard lets us be in which a task is being made ready again by ourselves.
+const ENDING: Duration = Duration::from_secs(20);
+
+/// What has become of a reserved task whose time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Nobody but us decides on it.
+    Ours,
+    /// Another job has its place.
+    Taken,
+    /// Somebody is just looking at its guard, or nobody answers.
+    Open,
+}
 
 /// Ends leases whose time is over, for as long as the broker lives.
 pub(crate) async fn run(hub: Weak<Hub>) {
@@ -117,10 +132,15 @@ impl Hub {
     }
 
     /// Makes tasks ready again whose workers said nothing in time.
-    async fn expire(self: &Arc<Self>, leases: Vec<Lease>) {
+    pub(crate) async fn expire(&self, leases: Vec<Lease>) {
+        let fates = join_all(leases.iter().map(|lease| self.fate(lease))).await;
         let (mut mine, mut taken) = (Vec::new(), Vec::new());
-        for lease in leases {
-            if self.is_taken_over(&lease).await { taken.push(lease) } else { mine.push(lease) }
+        for (lease, fate) in leases.into_iter().zip(fates) {
+            match fate {
+                Fate::Ours => mine.push(lease),
+                Fate::Taken => taken.push(lease),
+                Fate::Open => drop(self.leases().grant(lease)),
+            }
         }
         self.finish(&taken).await;
         let again = |lease: Lease| {
@@ -138,17 +158,39 @@ impl Hub {
         }
     }
 
-    /// Whether somebody else has made a task ready again while we were frozen: its guard is gone then.
-    async fn is_taken_over(&self, lease: &Lease) -> bool {
+    /// Who makes a task ready again whose time is over: we, or who looked at its guard and took us for frozen. A copy that
+    /// both made would bring the task back after it was done. So first the lease is renewed, and only then it is asked
+    /// for the guards: whoever gets one from then on sees that we live, and whoever had one before has it still, or is done.
+    async fn fate(&self, lease: &Lease) -> Fate {
         if lease.guard.is_none() {
-            return false;
+            return Fate::Ours;
         }
-        let Ok(session) = lease.server.session().await else { return false };
-        let asked = guards(&lease.queue.functions, &lease.job).map(|unique| status(&unique));
-        match session.call(asked.into()).await {
-            Ok(replies) => !replies.iter().any(|reply| matches!(reply, Reply::Status(status) if status.known)),
-            Err(_) => false,
+        let until = lease_number(self.second_after(ENDING));
+        match lease.link.call(vec![note(&lease.job.handle, until, lease.number), echo()]).await {
+            Ok(renewed) if renewed.not_found.is_empty() => self.guarded_by(lease).await,
+            Ok(_) => Fate::Taken,
+            Err(_) => Fate::Open,
         }
+    }
+
+    /// The same, of a lease that was just renewed.
+    pub(crate) async fn guarded_by(&self, lease: &Lease) -> Fate {
+        if lease.guard.is_none() {
+            return Fate::Ours;
+        }
+        let (server, queue, job) = (&lease.server, &lease.queue, &lease.job);
+        let asked = async {
+            let guards = self.statuses(server, &guards(&queue.functions, job)).await?;
+            if guards.iter().any(|guard| guard.running) {
+                return Ok(Fate::Open);
+            }
+            // Guards are dropped for other reasons too, and one may be left of two: they do not say that there is a copy.
+            let unguarded = guards.iter().all(|guard| !guard.known);
+            let taken = self.is_replaced(server, queue, job).await? || (unguarded && self.is_cancelled(server, job).await?);
+            Ok::<_, Error>(if taken { Fate::Taken } else { Fate::Ours })
+        };
+        // A server that was restarted has the task again, and knows nothing of us.
+        asked.await.ok().filter(|_| !lease.link.is_dead()).unwrap_or(Fate::Open)
     }
 }
 

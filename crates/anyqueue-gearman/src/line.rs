@@ -22,6 +22,10 @@ use crate::server::Server;
 /// So many jobs are asked for at once.
 const MOST: usize = 64;
 
+/// What was got at once should be guarded after this time: the leases run meanwhile, and those that are over when they are
+/// guarded are of use to nobody.
+const BRIEF: Duration = Duration::from_millis(200);
+
 /// A sleeping line looks again after this time though nobody rang.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -61,6 +65,8 @@ pub(crate) struct Line {
     link: Option<Arc<Link>>,
     /// What the last look found: as many again may be there.
     found: usize,
+    /// So many are got at once, as the server's disk is fast.
+    pace: usize,
     /// Jobs that we have and nobody may get yet, since their guards were not written.
     unguarded: Vec<Job>,
     /// How often in a row the server has woken us at once for nothing: with a foreign client's job for later beside one of
@@ -71,7 +77,7 @@ pub(crate) struct Line {
 impl Line {
     pub(crate) fn new(hub: &Arc<Hub>, server: Arc<Server>, feed: Arc<Feed>) -> Self {
         let hub = Arc::downgrade(hub);
-        Self { hub, server, feed, link: None, found: 0, unguarded: Vec::new(), for_nothing: 0 }
+        Self { hub, server, feed, link: None, found: 0, pace: MOST, unguarded: Vec::new(), for_nothing: 0 }
     }
 
     /// Fetches whenever somebody waits, until the consumer is closed.
@@ -177,7 +183,7 @@ impl Line {
             let (jobs, bringing) = (std::mem::take(&mut self.unguarded), feed.bring());
             return Ok((Found::Tasks(self.reserve(hub, &link, jobs, hub.clock.now()).await?), Some(bringing)));
         }
-        let (asked, count) = (hub.clock.now(), most.min((self.found * 2).clamp(4, MOST)));
+        let (asked, count) = (hub.clock.now(), most.min((self.found * 2).max(4)).min(self.pace));
         let replies = link.call(vec![grab(); count]).await?.replies;
         let mut jobs: Vec<Job> = replies.into_iter().filter_map(assigned).collect();
         self.found = jobs.len();
@@ -207,7 +213,10 @@ impl Line {
         let guarded = match queue.settings.keeping {
             Keeping::Connection => jobs.iter().map(|_| Ok(None)).collect(),
             Keeping::Guard => {
-                hub.guard(&self.server, queue, &jobs).await.into_iter().map(|guarded| guarded.map(Some)).collect::<Vec<_>>()
+                let began = hub.clock.now();
+                let guarded = hub.guard(&self.server, queue, &jobs).await;
+                self.pace = pace(self.pace, jobs.len(), hub.clock.now().since(began));
+                guarded.into_iter().map(|guarded| guarded.map(Some)).collect::<Vec<_>>()
             }
         };
         let (mut deliveries, mut unguarded, mut failed) = (Vec::new(), Vec::new(), None);
@@ -257,6 +266,14 @@ impl Line {
     }
 }
 
+/// How many jobs are to be got at once, after so many were guarded in so long.
+fn pace(before: usize, count: usize, took: Duration) -> usize {
+    match took.as_millis() {
+        millis if millis > BRIEF.as_millis() => (count * BRIEF.as_millis() as usize / millis as usize).max(1),
+        _ => (before * 2).min(MOST),
+    }
+}
+
 /// Whether a guard was met; without guards nobody knows of workers whose connection ended.
 fn redeliveries(lost: u32, met: Option<bool>) -> Figure {
     match (u64::from(lost), met) {
@@ -270,4 +287,19 @@ fn redeliveries(lost: u32, met: Option<bool>) -> Figure {
 /// The second until which a job is leased, as it is noted with it.
 pub(crate) fn lease_number(second: u64) -> u32 {
     u32::try_from(second.saturating_sub(LEASE_EPOCH)).unwrap_or(u32::MAX >> 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 64 guards at 20 ms each take longer than the shortest lease: nobody would ever get a task.
+    #[test]
+    fn what_is_guarded_slowly_is_got_in_smaller_parts() {
+        let each = Duration::from_millis(20);
+        let now = pace(MOST, MOST, each * 64);
+        assert!(each * now as u32 <= BRIEF && now > 1, "{now}");
+        assert_eq!(pace(now, 1, Duration::from_secs(2)), 1);
+        assert_eq!((0..7).fold(1, |pace_then, _| pace(pace_then, pace_then, Duration::from_millis(1))), MOST);
+    }
 }

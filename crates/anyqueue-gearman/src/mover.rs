@@ -16,7 +16,7 @@ use crate::error;
 use crate::guard::{HOP, unwrap, wrap};
 use crate::hub::{Hub, Queue};
 use crate::link::Link;
-use crate::names::{Kind, PROBE, is_foreign, is_second, number, other_guard};
+use crate::names::{Kind, PROBE, is_first, is_foreign, next_guard, number};
 use crate::packet::{Job, Reply, Status, can_do, cant_do, complete, echo, grab, status, status_of_handle, submit, submit_at};
 use crate::server::{Server, Session};
 
@@ -180,7 +180,7 @@ impl Hub {
         let Some(task) = unwrap(&guard.data, &queue.functions.ready) else { return Ok(None) };
         let again = |due: u64| {
             let due = due.min(self.second_after(HOP)) + 1;
-            Ok(Some(submit_at(due, &queue.functions.guard, &other_guard(&guard.unique), guard.data.clone())))
+            Ok(Some(submit_at(due, &queue.functions.guard, &next_guard(&guard.unique), guard.data.clone())))
         };
         let of_task = status_of(&*server.session().await?, queue, &task).await?;
         if !of_task.known {
@@ -192,7 +192,7 @@ impl Hub {
         }
         if of_task.until == 0 {
             // Its worker has only just got it, or is none of ours.
-            return if is_second(&guard.unique) { Ok(None) } else { again(self.second_after(MOMENT)) };
+            return if is_first(&guard.unique) { again(self.second_after(MOMENT)) } else { Ok(None) };
         }
         if of_task.number != number(&guard.unique) {
             return Ok(None);
@@ -200,6 +200,10 @@ impl Hub {
         let until = u64::from(of_task.until) + LEASE_EPOCH;
         if until > self.second_after(Duration::ZERO) - 1 {
             return again(until);
+        }
+        if self.is_replaced(server, queue, &task).await? {
+            // By another guard: a worker died with the task before this one was frozen.
+            return Ok(None);
         }
         self.take_over(server, queue, task).await?;
         Ok(None)
@@ -237,6 +241,18 @@ impl Hub {
     pub(crate) async fn is_late(&self, server: &Server, queue: &Queue, unique: &str) -> Result<bool> {
         let asked = self.statuses(server, &queue.functions.late_ids(unique)).await?;
         Ok(asked.iter().any(|status| status.known))
+    }
+
+    /// Whether another job has the place of this one, which its worker has still.
+    pub(crate) async fn is_replaced(&self, server: &Server, queue: &Queue, task: &Job) -> Result<bool> {
+        let marked = self.is_late(server, queue, &task.unique).await?;
+        // Several jobs of others may have one unique id, and so one mark.
+        Ok(marked && (!is_foreign(&queue.functions, &task.unique) || self.is_cancelled(server, task).await?))
+    }
+
+    /// The same of a job whose mark may be missing. The server tells it of all its jobs, and of no single one.
+    pub(crate) async fn is_cancelled(&self, server: &Server, task: &Job) -> Result<bool> {
+        Ok(server.session().await?.cancelled().await?.contains(&task.handle))
     }
 
     async fn put_one(&self, server: &Server, packet: Packet) -> Result<()> {

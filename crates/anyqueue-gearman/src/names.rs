@@ -111,7 +111,7 @@ impl Functions {
             Kind::Ready => &self.ready,
             Kind::Delayed => &self.delay,
             Kind::Held => &self.held,
-            Kind::Guard | Kind::NextGuard => &self.guard,
+            Kind::Guard | Kind::NextGuard | Kind::LastGuard => &self.guard,
         }
     }
 }
@@ -144,13 +144,23 @@ pub(crate) enum Kind {
     Delayed,
     Held,
     Guard,
-    /// A guard that was put again because its lease had been renewed.
+    /// A guard that was put again because its lease had been renewed, or beside one that was there.
     NextGuard,
+    /// The same of that one; the next is a first one again.
+    LastGuard,
 }
 
 impl Kind {
-    const ALL: [(char, Self); 5] =
-        [('r', Self::Ready), ('d', Self::Delayed), ('h', Self::Held), ('g', Self::Guard), ('k', Self::NextGuard)];
+    const ALL: [(char, Self); 6] = [
+        ('r', Self::Ready),
+        ('d', Self::Delayed),
+        ('h', Self::Held),
+        ('g', Self::Guard),
+        ('k', Self::NextGuard),
+        ('j', Self::LastGuard),
+    ];
+
+    const GUARDS: [Self; 3] = [Self::Guard, Self::NextGuard, Self::LastGuard];
 
     fn letter(self) -> char {
         Self::ALL.iter().find(|(_, kind)| *kind == self).map_or('r', |(letter, _)| *letter)
@@ -251,37 +261,49 @@ pub(crate) fn native_id(job: &Job) -> &str {
     if matches!(job.unique.as_str(), "" | "-") { &job.handle } else { &job.unique }
 }
 
-/// The unique ids that the guard of a job may have, whoever submitted the job.
-pub(crate) fn guards(functions: &Functions, job: &Job) -> [String; 2] {
+/// The unique ids that guards of a job may have, whoever submitted the job. They are three, since two movers may each put
+/// another guard of the job again at the same moment: the server takes what has the name of a job that is there for that
+/// job, and of any two guards one is followed by a third.
+pub(crate) fn guards(functions: &Functions, job: &Job) -> [String; 3] {
     match Unique::read(&job.unique) {
-        Some(own) if functions.owns(&own) => [Kind::Guard, Kind::NextGuard].map(|kind| own.moved(kind).to_string()),
+        Some(own) if functions.owns(&own) => Kind::GUARDS.map(|kind| own.moved(kind).to_string()),
         _ => {
             let id = TaskId::foreign("gearman", &functions.ready, &mark_of(job));
-            [format!("{id}.g"), format!("{id}.k")]
+            Kind::GUARDS.map(|kind| format!("{id}.{}", kind.letter()))
         }
     }
 }
 
-/// Whether a guard's unique id is the second of the two that it may have.
-pub(crate) fn is_second(guard: &str) -> bool {
-    Unique::read(guard).map_or(guard.ends_with(".k"), |unique| unique.kind == Kind::NextGuard)
+fn kind_of(guard: &str) -> Kind {
+    let by_end = || Kind::GUARDS.into_iter().find(|kind| guard.ends_with(&format!(".{}", kind.letter())));
+    Unique::read(guard).map(|unique| unique.kind).or_else(by_end).unwrap_or(Kind::Guard)
 }
 
-/// The unique id of the guard that follows a guard.
-pub(crate) fn other_guard(guard: &str) -> String {
+fn guard_as(guard: &str, kind: Kind) -> String {
     match Unique::read(guard) {
-        Some(unique) if unique.kind == Kind::Guard => unique.moved(Kind::NextGuard).to_string(),
-        Some(unique) => unique.moved(Kind::Guard).to_string(),
-        None => match guard.strip_suffix(".g") {
-            Some(stem) => format!("{stem}.k"),
-            None => format!("{}.g", guard.trim_end_matches(".k")),
-        },
+        Some(unique) => unique.moved(kind).to_string(),
+        None => format!("{}.{}", guard.rsplit_once('.').map_or(guard, |(stem, _)| stem), kind.letter()),
     }
 }
 
-/// The number that is noted with the leases of a job, by either of its guard's unique ids. Never 0.
+/// Whether a guard's unique id is the first of those that it may have.
+pub(crate) fn is_first(guard: &str) -> bool {
+    kind_of(guard) == Kind::Guard
+}
+
+/// The unique id of the guard that follows a guard.
+pub(crate) fn next_guard(guard: &str) -> String {
+    let next = match kind_of(guard) {
+        Kind::Guard => Kind::NextGuard,
+        Kind::NextGuard => Kind::LastGuard,
+        _ => Kind::Guard,
+    };
+    guard_as(guard, next)
+}
+
+/// The number that is noted with the leases of a job, by any of its guards' unique ids. Never 0.
 pub(crate) fn number(guard: &str) -> u32 {
-    let first = if is_second(guard) { other_guard(guard) } else { guard.to_owned() };
+    let first = guard_as(guard, Kind::Guard);
     // The server reads numbers of up to 31 bits.
     u32::try_from(fnv(first.as_bytes()) % (u64::from(u32::MAX >> 1) - 1) + 1).unwrap_or(1)
 }
@@ -326,12 +348,16 @@ mod tests {
             unique: "-".into(),
             data: bytes::Bytes::from_static(data),
         };
-        let [first, second] = guards(&functions("a"), &job("H:1", b"x"));
-        assert!(first != second && first.len() <= MAX_UNIQUE);
-        assert_eq!((other_guard(&first), other_guard(&second)), (second.clone(), first.clone()));
-        assert!(number(&first) == number(&second) && number(&first) > 0);
+        let own = Unique::sent(&functions("a"), id, Kind::Ready, Band::Low, Duration::from_secs(60)).to_string();
+        let first = &guards(&functions("a"), &job("H:1", b"x"))[0];
+        for job in [job("H:1", b"x"), Job { unique: own, ..job("H:1", b"x") }] {
+            let [first, second, third] = guards(&functions("a"), &job);
+            assert!(first.len() <= MAX_UNIQUE && is_first(&first) && !is_first(&second) && !is_first(&third));
+            assert_eq!([&first, &second, &third].map(|guard| next_guard(guard)), [&second, &third, &first].map(String::clone));
+            assert!(number(&first) == number(&second) && number(&first) == number(&third) && number(&first) > 0);
+        }
         for (queue, other) in [("b", job("H:1", b"x")), ("a", job("H:2", b"x")), ("a", job("H:1", b"y"))] {
-            assert_ne!(guards(&functions(queue), &other)[0], first);
+            assert_ne!(&guards(&functions(queue), &other)[0], first);
         }
     }
 }

@@ -9,6 +9,7 @@ use gearman::protocol::{DEFAULT_MAX_PAYLOAD_SIZE, Packet};
 
 use crate::error;
 use crate::hub::{Hub, Queue};
+use crate::keeper::Fate;
 use crate::lease::Lease;
 use crate::line::lease_number;
 use crate::names::{Kind, Unique};
@@ -16,6 +17,9 @@ use crate::packet::{echo, lease};
 
 /// What names and separators take of a packet at most.
 const ROOM_FOR_NAMES: usize = 1024;
+
+/// How often it is asked again what has become of a lease that was renewed late.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Ends and renews leases of one queue.
 #[derive(Debug, Clone)]
@@ -123,6 +127,15 @@ impl GearmanSettler {
         let noted = of.link.call(vec![lease(&of.job.handle, lease_number(self.hub.second_of(until)), of.number), echo()]).await?;
         if !noted.not_found.is_empty() {
             return Err(Error::lease_lost());
+        }
+        // It may have come to the server too late: when the lease was over, and somebody took us for frozen.
+        while self.hub.clock.now() >= of.deadline {
+            match self.hub.guarded_by(of).await {
+                Fate::Ours => break,
+                Fate::Taken => return Err(Error::lease_lost()),
+                Fate::Open if self.hub.clock.now() >= until || of.link.is_dead() => return Err(Error::lease_lost()),
+                Fate::Open => tokio::time::sleep(AGAIN).await,
+            }
         }
         touching.until = Some(until);
         Ok(ttr)

@@ -2,12 +2,15 @@
 
 mod shared;
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyqueue_core::{ErrorKind, Figure, Settlement};
+use anyqueue_core::{BoxFuture, Clock, ConnectOptions, ErrorKind, Figure, Moment, Settlement, State};
 use anyqueue_testkit::servers::gearmand;
-use anyqueue_testkit::{Proxy, Sample, Server};
-use shared::{connect, connect_url, consume, done, jobs, one, reserve, send, settle, take, until};
+use anyqueue_testkit::{Proxy, Sample, Server, SystemClock};
+use shared::{
+    CAN_DO, COMPLETE, GRAB, Raw, SUBMIT_LATER, connect, connect_url, consume, done, jobs, one, reserve, send, settle, take, until,
+};
 
 const TTR: Duration = Duration::from_secs(1);
 
@@ -186,4 +189,181 @@ async fn what_was_never_handed_out_does_not_count_as_lost() {
     let second = take(&mut *consumer, 1).await.remove(0);
     assert_ne!(Sample::number(&first), Sample::number(&second));
     assert_eq!(second.native.redeliveries, Figure::Exact(0), "it counts as lost by a worker");
+}
+
+/// The job of the only task that is ready: its unique id.
+async fn unique_of(broker: &dyn anyqueue_core::Broker) -> String {
+    let ready = broker.admin().peek(&shared::queue(), State::Ready, 1).await.expect("a look");
+    ready[0].native.id.as_deref().expect("each job has one").to_owned()
+}
+
+fn in_seconds(seconds: u64) -> String {
+    (SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs() + seconds).to_string()
+}
+
+/// Gets the guard that is due next, as who looks at it: its handle, its function, and what it says of its task.
+async fn guard_of(server: std::net::SocketAddr) -> (Raw, Vec<String>) {
+    let mut looking = Raw::connect(server);
+    looking.say(CAN_DO, &["orders;guard"]);
+    loop {
+        looking.say(GRAB, &[]);
+        let answer = looking.hear();
+        if answer.len() > 1 {
+            return (looking, answer);
+        }
+        tokio::time::sleep(TTR / 10).await;
+    }
+}
+
+/// That a guard is gone does not say that somebody has made a copy of its task: the worker makes it ready itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guard_that_is_gone_costs_no_task() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let (silent, broker) = (connect(proxy.address(), "").await, connect(server.address(), "").await);
+    send(&*broker, &[Sample::new(1).ttr(TTR).envelope()]).await;
+    let mut first = consume(&*silent).await;
+    let taken = one(&mut *first).await;
+    proxy.black(true);
+    let (mut looking, guard) = guard_of(server.address()).await;
+    looking.say(COMPLETE, &[&guard[0], ""]);
+    looking.settle();
+    proxy.black(false);
+    let again = one(&mut *consume(&*broker).await).await;
+    assert_eq!((again.raw, again.native.redeliveries), (taken.raw, Figure::Exact(1)));
+}
+
+/// While somebody looks at the guard of a worker that was frozen, and wakes, that worker leaves its task alone: the copy
+/// of it may be done before a second one is made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_wakes_waits_for_who_looks_at_its_guard() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let (silent, broker) = (connect(proxy.address(), "").await, connect(server.address(), "").await);
+    send(&*broker, &[Sample::new(1).ttr(TTR).envelope()]).await;
+    let mut first = consume(&*silent).await;
+    let taken = one(&mut *first).await;
+    proxy.black(true);
+    let (mut looking, guard) = guard_of(server.address()).await;
+    let [handle, _, unique, of_task, body] = &guard[..] else { panic!("{guard:?}") };
+    proxy.black(false);
+    tokio::time::sleep(TTR).await;
+    assert_eq!(jobs(server.address(), "orders"), (1, 1), "it was made ready under the eyes of who looks at its guard");
+    looking.submit("orders", &format!("{unique}~1"), body);
+    let mut second = consume(&*broker).await;
+    let again = one(&mut *second).await;
+    assert_eq!((again.raw.clone(), again.native.redeliveries), (taken.raw, Figure::Exact(1)));
+    done(&*second, &again).await;
+    shared::ask(server.address(), &format!("cancel job {of_task}"));
+    looking.say(COMPLETE, &[handle, ""]);
+    looking.settle();
+    until("the worker that was frozen keeps its task", || jobs(server.address(), "orders") == (0, 0)).await;
+    assert!(reserve(&mut *second, 1, TTR * 3).await.unwrap().is_empty(), "a task that is done came back");
+}
+
+/// Two guards of one task, left by a worker that died and by one that was frozen, bring it back once, whether that one
+/// wakes before the second is due or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_guards_bring_a_task_back_once() {
+    for wakes in [false, true] {
+        let server = gearmand::start(&[]).await.unwrap();
+        let proxy = Proxy::start(server.address()).await.unwrap();
+        let (silent, broker) = (connect(proxy.address(), "").await, connect(server.address(), "").await);
+        send(&*broker, &[Sample::new(1).ttr(TTR).envelope()]).await;
+        let unique = unique_of(&*broker).await;
+        let mut first = consume(&*silent).await;
+        let taken = one(&mut *first).await;
+        proxy.black(true);
+        let copy = format!("{unique}\0H:none:1\0{}", String::from_utf8_lossy(&taken.raw));
+        let mut client = Raw::connect(server.address());
+        client.say(SUBMIT_LATER, &["orders;guard", &unique.replacen(".r", ".j", 1), &in_seconds(6), &copy]);
+        client.hear();
+        let mut second = consume(&*broker).await;
+        let again = one(&mut *second).await;
+        done(&*second, &again).await;
+        proxy.black(!wakes);
+        assert!(reserve(&mut *second, 1, TTR * 7).await.unwrap().is_empty(), "a task that is done came back: {wakes}");
+        until("the second guard is there still", || jobs(server.address(), "orders;guard") == (0, 0)).await;
+    }
+}
+
+/// Guards that are put again at the same moment, each under the name of the other, are not both lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn guards_that_are_due_together_do_not_swallow_one_another() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    let task = Sample::new(1).ttr(TTR * 60).envelope();
+    send(&*broker, std::slice::from_ref(&task)).await;
+    let unique = unique_of(&*broker).await;
+    broker.admin().pause(&shared::queue(), None).await.unwrap();
+    let copy = |unique: &str| format!("{unique}\0H:none:1\0{}", String::from_utf8_lossy(&task.body));
+    for (letter, data) in [("g", copy("gone")), ("g", copy(&unique)), ("k", copy(&unique))] {
+        // One that is looked at alone comes first, and the other two are then got at once.
+        let of = if data.starts_with("gone") { "gone.g".to_owned() } else { unique.replacen(".r", &format!(".{letter}"), 1) };
+        let mut client = Raw::connect(server.address());
+        client.say(SUBMIT_LATER, &["orders;guard", &of, &in_seconds(1), &data]);
+        client.hear();
+    }
+    let mut consumer = consume(&*broker).await;
+    assert!(reserve(&mut *consumer, 1, TTR * 4).await.unwrap().is_empty(), "it is paused");
+    broker.admin().resume(&shared::queue()).await.unwrap();
+    let delivery = one(&mut *consumer).await;
+    assert!(delivery.native.redeliveries.value() > Some(0), "nobody knows that its worker died: {:?}", delivery.native);
+}
+
+/// A touch that came to the server when another worker had the task already renews nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_touch_that_comes_too_late_is_refused() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let (silent, broker) = (connect(proxy.address(), "").await, connect(server.address(), "").await);
+    send(&*broker, &[Sample::new(1).ttr(TTR).envelope()]).await;
+    let mut first = consume(&*silent).await;
+    let delivery = one(&mut *first).await;
+    proxy.black(true);
+    let task = shared::read(&delivery).unchanged(Duration::ZERO);
+    let touch = anyqueue_core::Touch { receipt: delivery.receipt.clone(), ttr: TTR * 60, task };
+    let settler = first.settler();
+    let touching = tokio::spawn(async move { settler.touch(&[touch]).await.remove(0) });
+    let mut second = consume(&*broker).await;
+    let again = one(&mut *second).await;
+    proxy.black(false);
+    let touched = touching.await.unwrap();
+    assert!(touched.as_ref().is_err_and(anyqueue_core::Error::is_lease_lost), "two workers have one task: {touched:?}");
+    done(&*second, &again).await;
+}
+
+/// A machine on which nothing happens by itself, as in a process that was frozen and does not know it yet.
+#[derive(Debug)]
+struct Asleep;
+
+impl Clock for Asleep {
+    fn now(&self) -> Moment {
+        SystemClock.now()
+    }
+
+    fn wall(&self) -> SystemTime {
+        SystemClock.wall()
+    }
+
+    fn sleep_until(&self, _: Moment) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// A worker that is closed right after it was frozen does not give back what others have done meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_was_frozen_and_is_closed_gives_nothing_back() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let options = ConnectOptions::new(&format!("gearman://{}", server.address()), Arc::new(Asleep)).unwrap();
+    let frozen = anyqueue_gearman::DRIVER.open(options).await.unwrap();
+    let broker = connect(server.address(), "").await;
+    send(&*broker, &[Sample::new(1).ttr(TTR).envelope()]).await;
+    let mut first = consume(&*frozen).await;
+    one(&mut *first).await;
+    let mut second = consume(&*broker).await;
+    let again = one(&mut *second).await;
+    done(&*second, &again).await;
+    frozen.close().await.unwrap();
+    assert!(reserve(&mut *second, 1, TTR * 2).await.unwrap().is_empty(), "a task that is done came back");
 }

@@ -185,6 +185,23 @@ async fn a_question_that_was_broken_off_ends_no_connection() {
     assert_eq!(broker.info().reconnects, 0);
 }
 
+/// A connection that is broken as soon as it was made is made again: only a server that takes none is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_connection_that_breaks_is_made_again() {
+    let server = gearmand::start(&[]).await.unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, behind) = (listener.local_addr().unwrap(), server.address());
+    tokio::spawn(async move {
+        drop(listener.accept().await.unwrap());
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut stream = tokio::net::TcpStream::connect(behind).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut stream).await });
+        }
+    });
+    let broker = connect(address, "").await;
+    send(&*broker, &Sample::many(1)).await;
+}
+
 /// A machine whose clock is wrong by so many seconds.
 #[derive(Debug)]
 struct Wrong(i64);

@@ -99,6 +99,7 @@ pub(crate) struct Raw(TcpStream);
 pub(crate) const CAN_DO: u32 = 1;
 pub(crate) const GRAB: u32 = 9;
 pub(crate) const PROGRESS: u32 = 12;
+pub(crate) const COMPLETE: u32 = 13;
 pub(crate) const SUBMIT: u32 = 18;
 pub(crate) const SUBMIT_LOW: u32 = 34;
 pub(crate) const SUBMIT_LATER: u32 = 36;

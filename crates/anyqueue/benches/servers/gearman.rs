@@ -4,15 +4,29 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use anyqueue_testkit::{Process, servers::gearmand};
 use bytes::Bytes;
 use gearman::Connection;
 use gearman::protocol::{Packet, PacketType};
+use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 use crate::load::{Payload, Raw, SENDERS, rate, text};
 
 const GRABS: usize = 32;
 const FUNCTION: &str = "raw";
+
+/// A job server with its jobs in a file on the disk, in a file in memory, or in none.
+pub(crate) async fn start(place: &str) -> (Process, TempDir) {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a file system in memory");
+    let file = format!("--libsqlite3-db={}/queue.sqlite", folder.path().display());
+    let server = match place {
+        "disk" => gearmand::start(&[]).await,
+        "memory" => gearmand::start(&["-q", "libsqlite3", &file]).await,
+        _ => gearmand::start(gearmand::BUILTIN).await,
+    };
+    (server.expect("starts"), folder)
+}
 
 pub(crate) struct RawGearman {
     server: SocketAddr,

@@ -4,7 +4,8 @@
 //! `gearman`.
 //! Each server is started for this, with its tasks on disk as an operator would keep them: Redis with its append-only file
 //! flushed each second, beanstalkd with its binlog and its own default of a flush each 50 ms, gearmand with its jobs in SQLite,
-//! which is some hundred times slower, so that it gets a hundredth of the tasks; and once more with all in memory.
+//! which is some hundred times slower, so that it gets a hundredth of the tasks; once more with that file in memory, where
+//! the disk is not the ceiling; and once more without one.
 
 mod beanstalkd;
 mod gearman;
@@ -13,7 +14,6 @@ mod load;
 mod redis;
 mod sqs;
 
-use anyqueue_testkit::servers::gearmand;
 use anyqueue_testkit::{Launch, Process, Server};
 use load::{Raw, latency, queues, speed, wanted};
 
@@ -48,10 +48,12 @@ async fn run(tasks: usize) {
         measured("beanstalkd", &server, &mut beanstalkd::RawBeanstalkd(server.address()), tasks).await;
     }
     if wanted("gearman") {
-        let stores = [("libsqlite3", &[][..], tasks / 100), ("builtin", gearmand::BUILTIN, tasks / 10)];
-        for (store, arguments, tasks) in stores {
+        for (place, store, tasks) in
+            [("disk", "libsqlite3", tasks / 100), ("memory", "libsqlite3", tasks / 20), ("none", "builtin", tasks / 10)]
+        {
             for lease in ["guard", "connection"] {
-                let server = gearmand::start(arguments).await.expect("starts");
+                let (server, _folder) = gearman::start(place).await;
+                println!("a file of jobs: {place}");
                 let options = format!("?queue_type={store}&lease={lease}");
                 let mut raw = gearman::RawGearman::new(server.address());
                 measured_with("gearman", &options, &server, &mut raw, tasks).await;
