@@ -230,7 +230,7 @@ impl Keeper {
             state.bands.iter().flat_map(|band| &band.fetched).filter_map(|fetched| fetched.message.name.clone()).collect()
         };
         if !names.is_empty()
-            && let Err(e) = self.shared.note(&names).await
+            && let Err(e) = self.shared.note(&self.layout, &names).await
         {
             // They come back as if their worker had died: that costs a run alone, no more.
             tracing::debug!(queue = self.line.queue.as_str(), error = chain(&e), "a note could not be written");
@@ -348,7 +348,7 @@ impl Keeper {
                 None => return Err(Error::new(ErrorKind::NotFound, "the queue was deleted while it was consumed")),
             }
         }
-        self.shared.forgive(&mut messages).await;
+        self.shared.forgive(&self.layout, &mut messages).await;
         let mut state = self.line.state();
         for (band, message) in bands.into_iter().zip(messages) {
             state.add(band, message, at);

@@ -9,8 +9,6 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use crate::config::{Kind, Style};
 
-/// Notes of tasks that came back unharmed.
-pub(crate) const NOTES: &str = "anyqueue;unharmed";
 /// How long a note is kept.
 const NOTE_LIFE: Duration = Duration::from_secs(86_400);
 /// How many notes are kept.
@@ -27,6 +25,8 @@ pub(crate) struct Layout {
     pub(crate) bands: Vec<ShortString>,
     pub(crate) held: ShortString,
     pub(crate) pause: ShortString,
+    /// Notes of tasks that came back unharmed.
+    pub(crate) notes: ShortString,
     pub(crate) ladder: Ladder,
 }
 
@@ -48,6 +48,7 @@ impl Layout {
             bands: ends.iter().enumerate().map(band).collect(),
             held: name("held"),
             pause: name("pause"),
+            notes: name("unharmed"),
             ladder: Ladder(style.kind),
         }
     }
@@ -71,7 +72,8 @@ impl Layout {
             working.extend(safe_dead_letters());
         }
         let bands = self.bands.iter().map(|band| (band.clone(), table(&working)));
-        bands.chain([self.held.clone(), self.pause.clone()].map(|name| (name, table(&plain)))).collect()
+        let beside = [self.held.clone(), self.pause.clone()].map(|name| (name, table(&plain)));
+        bands.chain(beside).chain([(self.notes.clone(), notes_arguments())]).collect()
     }
 }
 
@@ -98,7 +100,7 @@ pub(crate) fn table(arguments: &[(&str, AMQPValue)]) -> FieldTable {
 }
 
 /// The arguments of the queue of notes.
-pub(crate) fn notes_arguments() -> FieldTable {
+fn notes_arguments() -> FieldTable {
     table(&[
         ("x-queue-type", text("classic")),
         ("x-message-ttl", AMQPValue::LongLongInt(NOTE_LIFE.as_millis() as i64)),

@@ -12,7 +12,7 @@
 //! | `<queue>;held` | held tasks, and what a delivery limit throws out of the others |
 //! | `<queue>;pause` | a marker while the queue is paused |
 //! | `anyqueue;delay;0` to `27`, `anyqueue;delay;due` | exchanges and queues of the ladder of delays, one ladder per virtual host |
-//! | `anyqueue;unharmed` | for a day: which tasks came back although no worker died |
+//! | `<queue>;unharmed` | for a day: which tasks came back although no worker died |
 //! | `anyqueue;walk;…` | while somebody looks through a queue: the right to do so |
 //!
 //! A task's body is the message; its priority, TTR and due time are in the headers `anyqueue-priority`, `anyqueue-ttr`
@@ -55,18 +55,21 @@ mod config;
 mod consumer;
 mod diagnose;
 mod error;
+mod held;
 mod hello;
 mod keeper;
 mod layout;
 mod line;
 mod link;
 mod message;
+mod names;
 mod notes;
 mod pause;
 mod publish;
 mod settle;
 mod shared;
 mod topology;
+mod waiting;
 mod walk;
 
 use anyqueue_core::Driver;

@@ -48,6 +48,8 @@ pub(crate) struct Message {
     /// How often it came back. Classic queues only know whether.
     pub(crate) returns: u64,
     pub(crate) exact: bool,
+    /// From 4.3 on, what is given back unharmed is not counted among the returns.
+    pub(crate) harmed_only: bool,
     pub(crate) age: Option<Duration>,
     pub(crate) due: Option<u64>,
     pub(crate) key: ShortString,
@@ -69,6 +71,7 @@ impl Message {
             ttr: number(TTR).map(Duration::from_millis),
             returns: count.unwrap_or(delivery.redelivered.into()),
             exact: count.is_some() || !delivery.redelivered,
+            harmed_only: number("x-acquired-count").is_some(),
             age: sent.map(|sent| now_since.saturating_sub(sent)),
             due: number(DUE),
             key: delivery.routing_key,

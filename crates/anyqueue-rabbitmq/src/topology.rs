@@ -7,7 +7,8 @@ use lapin::{Channel, ExchangeKind};
 
 use crate::config::Kind;
 use crate::error;
-use crate::layout::{self, Ladder, Layout, NOTES, RUNGS};
+use crate::names;
+use crate::layout::{self, Ladder, Layout, RUNGS};
 use crate::shared::Shared;
 
 const DURABLE: QueueDeclareOptions =
@@ -37,6 +38,7 @@ impl Shared {
 
     /// Makes what is missing, where that is allowed. Says what was made.
     pub(crate) async fn set_up(&self, layout: &Layout) -> Result<bool> {
+        names::check(&layout.queue)?;
         let _one_at_a_time = self.setting_up.lock().await;
         let mut made = self.ladder(layout.style.kind).await?;
         let mut channel = self.work.channel().await?;
@@ -90,7 +92,7 @@ impl Shared {
         self.work.call("queue.declare", made).await.map(drop).map_err(|e| e.with("server_queue", name))
     }
 
-    /// Makes the ladder and the notes, if they are not there. The last one made says that all is.
+    /// Makes the ladder, if it is not there. The last one made says that all is.
     async fn ladder(&self, kind: Kind) -> Result<bool> {
         let ladder = Ladder(kind);
         let top = ladder.rung(RUNGS - 1);
@@ -102,7 +104,6 @@ impl Shared {
             return Err(error::missing(top.as_str()));
         }
         let channel = self.work.channel().await?;
-        self.make(&channel, &NOTES.into(), layout::notes_arguments()).await?;
         self.exchange(&channel, ladder.end()).await?;
         for rung in 0..RUNGS {
             let name = ladder.rung(rung);
