@@ -12,6 +12,7 @@ use crate::layout::Layout;
 use crate::line::Line;
 use crate::settle::RabbitSettler;
 use crate::shared::Shared;
+use crate::strays;
 
 /// Takes tasks from one queue. All I/O is the keeper's, so that a dropped `reserve` loses nothing.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ impl RabbitConsumer {
         shared.add_line(&line);
         let keeper = Keeper::new(shared.clone(), layout.clone(), line.clone(), &options.priorities);
         shared.runtime.spawn(keeper.run());
+        shared.runtime.spawn(strays::watch(shared.clone(), layout.clone(), Arc::downgrade(&line)));
         Self { shared, layout, line }
     }
 

@@ -68,6 +68,7 @@ mod pause;
 mod publish;
 mod settle;
 mod shared;
+mod strays;
 mod topology;
 mod waiting;
 mod walk;

@@ -143,6 +143,7 @@ impl Shared {
             for (name, arguments) in layout.all() {
                 drift.extend(self.compare(&name, arguments).await?);
             }
+            drift.extend(self.drift_of_bands(layout).await?);
         }
         Ok(Declared { created, drift })
     }
