@@ -15,9 +15,11 @@ use crate::layout::{Ladder, Layout, RUNGS};
 use crate::message::Message;
 use crate::publish::Post;
 use crate::shared::Shared;
+use crate::withheld::{Fate, Withheld};
 
 /// By then a quorum queue has done what it was told before.
 const OVERTAKEN: Duration = Duration::from_millis(50);
+const KICKED_AT_ONCE: usize = 256;
 /// The most that one walk takes from a queue.
 const MOST: usize = 100_000;
 
@@ -39,25 +41,23 @@ impl Shared {
         Post { body: message.raw.clone(), ..self.post(layout, &task) }
     }
 
-    /// Has the consumers of this process put back what they fetched and have not handed out. Says whether there are any.
-    async fn flush(&self, layout: &Layout) -> bool {
+    /// Has the consumers of this process put back what they fetched and have not handed out, and fetch nothing meanwhile.
+    async fn withhold(&self, layout: &Layout, fate: Fate) -> Vec<Withheld> {
         let lines = self.lines(Some(&layout.queue));
-        for line in &lines {
-            line.flushed(self).await;
-        }
-        !lines.is_empty()
+        futures::future::join_all(lines.iter().map(|line| Withheld::begin(line, self, fate))).await
     }
 
     async fn purge_ready(&self, layout: &Layout) -> Result<u64> {
-        let mut rounds = 1 + u32::from(self.flush(layout).await);
-        let mut count = 0;
+        let withheld = self.withhold(layout, Fate::Gone).await;
+        let mut rounds = 1 + u32::from(!withheld.is_empty());
+        let mut count = withheld.iter().map(Withheld::purged).sum();
         while rounds > 0 {
             for band in &layout.bands {
                 count += self.purge_one(band).await?;
             }
             rounds -= 1;
             if rounds > 0 {
-                // A quorum queue may put what comes back behind what is asked later.
+                // A quorum queue may put what comes back, since it was on its way here, behind what is asked later.
                 tokio::time::sleep(OVERTAKEN).await;
             }
         }
@@ -77,7 +77,7 @@ impl Shared {
     }
 
     async fn peek_ready(&self, layout: &Layout, limit: usize) -> Result<Vec<Message>> {
-        self.flush(layout).await;
+        let _withheld = self.withhold(layout, Fate::Back).await;
         let walk = self.walk(layout.queue.as_str()).await?;
         let mut all = Vec::new();
         for band in &layout.bands {
@@ -94,7 +94,9 @@ impl Shared {
     async fn delayed(&self, layout: &Layout, limit: usize, remove: bool) -> Result<Vec<Message>> {
         let mut found = Vec::new();
         let walk = self.walk(layout.ladder.end().as_str()).await?;
-        for rung in 0..RUNGS {
+        // Tasks only move down. What is looked at, the soonest first, may miss one; what is removed must not.
+        let rungs: Vec<u32> = if remove { (0..RUNGS).rev().collect() } else { (0..RUNGS).collect() };
+        for rung in rungs {
             for message in walk.take(&layout.ladder.rung(rung), MOST).await? {
                 let target = Ladder::target(message.key.as_str());
                 if target.is_some_and(|target| layout.bands.iter().any(|band| band.as_str() == target)) {
@@ -138,19 +140,25 @@ impl Shared {
         if let Which::Ids(ids) = which {
             chosen.retain(|message| ids.contains(&self.incoming(layout, message).id));
         }
-        let posts: Vec<_> = chosen.iter().map(|message| self.again(layout, message)).collect();
         let (mut kicked, mut failed) = (0, None);
-        for (message, answer) in chosen.iter().zip(self.publish(&posts).await) {
-            match answer {
-                Ok(()) => {
-                    walk.remove(message).await?;
-                    kicked += 1;
+        // What is confirmed is removed before more is copied: a crash doubles a few, not all.
+        for part in chosen.chunks(KICKED_AT_ONCE) {
+            let posts: Vec<_> = part.iter().map(|message| self.again(layout, message)).collect();
+            for (message, answer) in part.iter().zip(self.publishing().await?.to(layout, &posts).await) {
+                match answer {
+                    Ok(()) => {
+                        walk.remove(message).await?;
+                        kicked += 1;
+                    }
+                    Err(e) => failed = Some(e),
                 }
-                Err(e) => failed = Some(e),
+            }
+            if failed.is_some() {
+                break;
             }
         }
         walk.end().await?;
-        failed.filter(|_| kicked == 0).map_or(Ok(kicked), Err)
+        failed.map_or(Ok(kicked), |e| Err(e.with("kicked", kicked)))
     }
 
     async fn delete_held(&self, layout: &Layout, ids: &[TaskId]) -> Result<Vec<bool>> {
@@ -270,14 +278,15 @@ impl Admin for RabbitBroker {
         let states = states.to_vec();
         let purged = verb!(|shared, layout| {
             let mut count = 0;
+            // What falls due meanwhile is ready then.
+            if states.contains(&State::Delayed) {
+                count += shared.delayed(&layout, MOST, true).await?.len() as u64;
+            }
             if states.contains(&State::Ready) {
                 count += shared.purge_ready(&layout).await?;
             }
             if states.contains(&State::Held) {
                 count += shared.purge_one(&layout.held).await?;
-            }
-            if states.contains(&State::Delayed) {
-                count += shared.delayed(&layout, MOST, true).await?.len() as u64;
             }
             Ok(count)
         });
@@ -288,7 +297,7 @@ impl Admin for RabbitBroker {
         let paused = verb!(|shared, layout| {
             shared.mark(&layout, time).await?;
             shared.set_marked(&layout.queue, true);
-            shared.flush(&layout).await;
+            drop(shared.withhold(&layout, Fate::Back).await);
             Ok(())
         });
         self.verb("pause", queue, paused).await

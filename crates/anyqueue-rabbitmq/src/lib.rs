@@ -64,10 +64,12 @@ mod message;
 mod notes;
 mod pause;
 mod publish;
+mod saying;
 mod settle;
 mod shared;
 mod topology;
 mod walk;
+mod withheld;
 
 use anyqueue_core::Driver;
 

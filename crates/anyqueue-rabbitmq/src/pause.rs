@@ -3,25 +3,30 @@
 use std::time::Duration;
 
 use anyqueue_core::time::unix_millis;
-use anyqueue_core::{Bytes, Error, ErrorKind, Paused, Result};
-use lapin::options::QueuePurgeOptions;
+use anyqueue_core::{Bytes, Paused, Result};
+use lapin::BasicProperties;
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel};
 
 use crate::layout::Layout;
 use crate::publish::Post;
 use crate::shared::Shared;
 
+/// More markers than there are.
+const MOST: usize = 100;
 /// For so long a marker may be out of sight, while it is read or put anew.
 const BLINK: Duration = Duration::from_millis(40);
 
 impl Shared {
     /// Whether there is a marker.
-    pub(crate) async fn is_marked(&self, channel: &Channel, layout: &Layout) -> Result<bool> {
-        let missing = || Error::new(ErrorKind::NotFound, "the queue was deleted").with("server_queue", &layout.pause);
+    pub(crate) async fn is_marked(&self, layout: &Layout) -> Result<bool> {
         let mut before = self.was_marked(&layout.queue);
         loop {
-            match self.count(channel, &layout.pause).await?.ok_or_else(missing)? {
+            let Some(count) = self.count(&self.asking().await?, &layout.pause).await? else {
+                // Somebody has deleted it, and what it said with it.
+                self.reconsider(&layout.queue);
+                return Ok(self.set_marked(&layout.queue, false));
+            };
+            match count {
                 0 if before => before = false,
                 0 => return Ok(self.set_marked(&layout.queue, false)),
                 _ => return Ok(self.set_marked(&layout.queue, true)),
@@ -39,16 +44,21 @@ impl Shared {
             properties = properties.with_expiration(millis.to_string().into());
             until = (unix_millis(now) + millis).to_string();
         }
-        self.unmark(layout).await?;
         let body = Bytes::from(until);
         let post = Post { exchange: ShortString::default(), key: layout.pause.clone(), properties, body };
-        self.publish(&[post]).await.remove(0)
+        let walk = self.walk(layout.pause.as_str()).await?;
+        let old = walk.take(&layout.pause, MOST).await?;
+        self.publish(&[post]).await.remove(0)?;
+        walk.remove_all(&old).await?;
+        walk.end().await
     }
 
+    /// Takes the markers away. A purge would not reach one that somebody is reading.
     pub(crate) async fn unmark(&self, layout: &Layout) -> Result<()> {
-        let channel = self.asking().await?;
-        let purge = channel.queue_purge(layout.pause.clone(), QueuePurgeOptions::default());
-        self.work.call("queue.purge", purge).await.map(drop)
+        let walk = self.walk(layout.pause.as_str()).await?;
+        let old = walk.take(&layout.pause, MOST).await?;
+        walk.remove_all(&old).await?;
+        walk.end().await
     }
 
     pub(crate) async fn paused(&self, layout: &Layout) -> Result<Paused> {

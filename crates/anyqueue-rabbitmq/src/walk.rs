@@ -36,7 +36,8 @@ const LOCK: QueueDeclareOptions =
 pub(crate) struct Walk<'a> {
     shared: &'a Shared,
     channel: Channel,
-    lock: ShortString,
+    /// None: the user may not make one.
+    lock: Option<ShortString>,
     /// What was taken and is neither removed nor back.
     open: Mutex<BTreeSet<u64>>,
     _here: OwnedMutexGuard<()>,
@@ -57,9 +58,14 @@ impl Shared {
             let channel = self.work.channel().await?;
             let life = table(&[("x-expires", AMQPValue::LongLongInt(FORGOTTEN.as_millis() as i64))]);
             match channel.queue_declare(lock.clone(), LOCK, life).await {
-                Ok(_) => return Ok(Walk { shared: self, channel, lock, open: Mutex::default(), _here: here }),
+                Ok(_) => return Ok(Walk { shared: self, channel, lock: Some(lock), open: Mutex::default(), _here: here }),
                 Err(e) if error::code(&e) == Some(error::LOCKED) && Instant::now() < until => {
                     tokio::time::sleep(Duration::from_millis(20 + fastrand::u64(..20))).await;
+                }
+                // Who may not make queues looks without asking whether somebody else does.
+                Err(e) if error::code(&e) == Some(error::DENIED) => {
+                    let channel = self.work.channel().await?;
+                    return Ok(Walk { shared: self, channel, lock: None, open: Mutex::default(), _here: here });
                 }
                 Err(e) if error::code(&e) == Some(error::LOCKED) => {
                     return Err(Error::new(ErrorKind::Busy, "another process looks through the same queue; try again"));
@@ -77,7 +83,7 @@ impl Walk<'_> {
         loop {
             let missing = || Error::new(ErrorKind::NotFound, "the queue is not there").with("server_queue", queue);
             let count = self.shared.count(&self.channel, queue).await?.ok_or_else(missing)?;
-            let wanted = (count as usize).min(most - all.len());
+            let wanted = (count as usize).min(most.saturating_sub(all.len())).min(usize::from(u16::MAX));
             // A quorum queue that has not chosen its leader yet, after a restart of the server, counts nothing: it is asked.
             let more = match wanted {
                 0 if all.len() < most => self.one(queue, &mut all).await?,
@@ -122,8 +128,7 @@ impl Walk<'_> {
 
     async fn some(&self, queue: &ShortString, wanted: usize, all: &mut Vec<Message>) -> Result<usize> {
         let before = all.len();
-        // Zero means no limit.
-        let mut feed = self.feed(queue, u16::try_from(wanted).unwrap_or(0)).await?;
+        let mut feed = self.feed(queue, u16::try_from(wanted).unwrap_or(u16::MAX)).await?;
         let now = self.shared.clock.wall();
         while all.len() < before + wanted {
             match timeout(QUIET, feed.next()).await {
@@ -142,6 +147,13 @@ impl Walk<'_> {
         self.channel.basic_ack(message.tag, BasicAckOptions { multiple: false }).await.map_err(error::lost)
     }
 
+    pub(crate) async fn remove_all(&self, messages: &[Message]) -> Result<()> {
+        for message in messages {
+            self.remove(message).await?;
+        }
+        Ok(())
+    }
+
     /// Gives back what was not removed, and waits until the server has it.
     pub(crate) async fn give_back(&self) -> Result<()> {
         let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
@@ -155,10 +167,23 @@ impl Walk<'_> {
     }
 
     /// Gives back the rest and lets others walk.
-    pub(crate) async fn end(self) -> Result<()> {
+    pub(crate) async fn end(mut self) -> Result<()> {
         self.give_back().await?;
         let work = &self.shared.work;
-        work.call("queue.delete", self.channel.queue_delete(self.lock.clone(), QueueDeleteOptions::default())).await?;
+        if let Some(lock) = self.lock.take() {
+            work.call("queue.delete", self.channel.queue_delete(lock, QueueDeleteOptions::default())).await?;
+        }
         work.call("channel.close", self.channel.close(200, "the walk is over".into())).await
+    }
+}
+
+/// A walk that broke off: its channel ends by itself, its lock does not, as long as the connection lives.
+impl Drop for Walk<'_> {
+    fn drop(&mut self) {
+        if let Some(lock) = self.lock.take().filter(|_| self.channel.status().connected()) {
+            let channel = self.channel.clone();
+            let unlocking = async move { drop(channel.queue_delete(lock, QueueDeleteOptions::default()).await) };
+            self.shared.runtime.spawn(unlocking);
+        }
     }
 }
