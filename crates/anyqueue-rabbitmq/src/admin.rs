@@ -14,6 +14,7 @@ use crate::broker::RabbitBroker;
 use crate::layout::Layout;
 use crate::message::Message;
 use crate::shared::Shared;
+use crate::withheld::{Fate, Withheld};
 
 /// By then a quorum queue has done what it was told before.
 const OVERTAKEN: Duration = Duration::from_millis(50);
@@ -30,25 +31,23 @@ impl Shared {
         Incoming::peeked(&peeked, &self.config.name, layout.queue.as_str(), defaults)
     }
 
-    /// Has the consumers of this process put back what they fetched and have not handed out. Says whether there are any.
-    async fn flush(&self, layout: &Layout) -> bool {
+    /// Has the consumers of this process put back what they fetched and have not handed out, and fetch nothing meanwhile.
+    async fn withhold(&self, layout: &Layout, fate: Fate) -> Vec<Withheld> {
         let lines = self.lines(Some(&layout.queue));
-        for line in &lines {
-            line.flushed(self).await;
-        }
-        !lines.is_empty()
+        futures::future::join_all(lines.iter().map(|line| Withheld::begin(line, self, fate))).await
     }
 
     async fn purge_ready(&self, layout: &Layout) -> Result<u64> {
-        let mut rounds = 1 + u32::from(self.flush(layout).await);
-        let mut count = 0;
+        let withheld = self.withhold(layout, Fate::Gone).await;
+        let mut rounds = 1 + u32::from(!withheld.is_empty());
+        let mut count = withheld.iter().map(Withheld::purged).sum();
         while rounds > 0 {
             for band in &layout.bands {
                 count += self.purge_one(band).await?;
             }
             rounds -= 1;
             if rounds > 0 {
-                // A quorum queue may put what comes back behind what is asked later.
+                // A quorum queue may put what comes back, since it was on its way here, behind what is asked later.
                 tokio::time::sleep(OVERTAKEN).await;
             }
         }
@@ -68,7 +67,7 @@ impl Shared {
     }
 
     async fn peek_ready(&self, layout: &Layout, limit: usize) -> Result<Vec<Message>> {
-        self.flush(layout).await;
+        let _withheld = self.withhold(layout, Fate::Back).await;
         let walk = self.walk(layout.queue.as_str()).await?;
         let mut all = Vec::new();
         for band in &layout.bands {
@@ -223,7 +222,7 @@ impl Admin for RabbitBroker {
         let paused = verb!(|shared, layout| {
             shared.mark(&layout, time).await?;
             shared.set_marked(&layout.queue, true);
-            shared.flush(&layout).await;
+            drop(shared.withhold(&layout, Fate::Back).await);
             Ok(())
         });
         self.verb("pause", queue, paused).await

@@ -12,7 +12,7 @@ use anyqueue_core::{ConnectOptions, Create, Error, Levels, OptionSpec, Options, 
 /// The largest body by default: 16 MiB.
 pub(crate) const MAX_PAYLOAD: u64 = 16 << 20;
 /// What RabbitMQ 3.10 takes as one message (`max_message_size`).
-const MOST_PAYLOAD: u64 = 128 << 20;
+pub(crate) const MOST_PAYLOAD: u64 = 128 << 20;
 /// How soon a dead connection is noticed by default: within twice this.
 pub(crate) const LIVENESS: Duration = Duration::from_secs(8);
 /// What RabbitMQ takes for `consumer_timeout` if nobody sets it.

@@ -13,6 +13,7 @@ use crate::line::Line;
 use crate::settle::RabbitSettler;
 use crate::shared::Shared;
 use crate::strays;
+use crate::withheld::{Fate, Withheld};
 
 /// Takes tasks from one queue. All I/O is the keeper's, so that a dropped `reserve` loses nothing.
 #[derive(Debug)]
@@ -108,7 +109,7 @@ impl Consumer for RabbitConsumer {
 
     async fn close(self: Box<Self>) -> Result<()> {
         self.line.state().left = true;
-        self.line.flushed(&self.shared).await;
+        drop(Withheld::begin(&self.line, &self.shared, Fate::Back).await);
         Ok(())
     }
 }
@@ -117,30 +118,6 @@ impl Drop for RabbitConsumer {
     fn drop(&mut self) {
         self.line.state().left = true;
         self.line.wake.notify_one();
-    }
-}
-
-impl Line {
-    /// Waits until everything that was fetched and not handed out is back at the server. A server that is away has it anyway.
-    pub(crate) async fn flushed(&self, shared: &Shared) {
-        let give_up = shared.clock.now() + shared.config.timeout;
-        self.state().flush = true;
-        while shared.clock.now() < give_up {
-            self.wake.notify_one();
-            let rung = self.bell.notified();
-            if self.state().consuming.is_none() {
-                break;
-            }
-            tokio::select! {
-                () = rung => {}
-                () = tokio::time::sleep(Duration::from_millis(20)) => {}
-            }
-        }
-        let mut state = self.state();
-        state.flush = false;
-        drop(state);
-        self.wake.notify_one();
-        self.bell.notify_one();
     }
 }
 

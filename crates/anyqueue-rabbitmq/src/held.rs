@@ -60,7 +60,11 @@ impl Shared {
             rest = after;
             let posts: Vec<_> = part.iter().map(|message| self.again(layout, message)).collect();
             let mut failed = None;
-            for (message, answer) in part.iter().zip(self.publish(&posts).await) {
+            let answers = match self.publishing().await {
+                Ok(publishing) => publishing.to(layout, &posts).await,
+                Err(e) => return (moved, Some(e)),
+            };
+            for (message, answer) in part.iter().zip(answers) {
                 let removed = match answer {
                     Ok(()) => walk.remove(message).await,
                     Err(e) => Err(e),

@@ -66,12 +66,14 @@ mod names;
 mod notes;
 mod pause;
 mod publish;
+mod saying;
 mod settle;
 mod shared;
 mod strays;
 mod topology;
 mod waiting;
 mod walk;
+mod withheld;
 
 use anyqueue_core::Driver;
 

@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use anyqueue_core::time::{show, unix_millis};
-use anyqueue_core::{Bytes, Error, ErrorKind, Paused, Result};
+use anyqueue_core::{Bytes, Error, Paused, Result};
+use lapin::BasicProperties;
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel};
 
 use crate::layout::Layout;
 use crate::publish::Post;
@@ -24,11 +24,15 @@ const MANY: usize = 1000;
 
 impl Shared {
     /// Whether there is a marker.
-    pub(crate) async fn is_marked(&self, channel: &Channel, layout: &Layout) -> Result<bool> {
-        let missing = || Error::new(ErrorKind::NotFound, "the queue was deleted").with("server_queue", &layout.pause);
+    pub(crate) async fn is_marked(&self, layout: &Layout) -> Result<bool> {
         let mut before = self.was_marked(&layout.queue);
         loop {
-            match self.count(channel, &layout.pause).await?.ok_or_else(missing)? {
+            let Some(count) = self.count(&self.asking().await?, &layout.pause).await? else {
+                // Somebody has deleted it, and what it said with it.
+                self.reconsider(&layout.queue);
+                return Ok(self.set_marked(&layout.queue, false));
+            };
+            match count {
                 0 if before => before = false,
                 0 => return Ok(self.set_marked(&layout.queue, false)),
                 _ => return Ok(self.set_marked(&layout.queue, true)),
@@ -72,11 +76,10 @@ impl Shared {
         Ok(Post { exchange: ShortString::default(), key: layout.pause.clone(), properties, body })
     }
 
+    /// Takes the markers away. A purge would not reach one that somebody is reading.
     pub(crate) async fn unmark(&self, layout: &Layout) -> Result<()> {
         let walk = self.walk(layout.pause.as_str()).await?;
-        for marker in walk.take(&layout.pause, MANY).await? {
-            walk.remove(&marker).await?;
-        }
+        walk.remove_all(&walk.take(&layout.pause, MANY).await?).await?;
         walk.end().await
     }
 

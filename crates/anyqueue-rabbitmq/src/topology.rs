@@ -1,5 +1,7 @@
 //! Setting up: what is there, what is made, what differs.
 
+use std::time::Duration;
+
 use anyqueue_core::{Create, Declared, Drift, Error, Result};
 use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -15,6 +17,10 @@ const DURABLE: QueueDeclareOptions =
     QueueDeclareOptions { passive: false, durable: true, exclusive: false, auto_delete: false, nowait: false };
 const PASSIVE: QueueDeclareOptions =
     QueueDeclareOptions { passive: true, durable: false, exclusive: false, auto_delete: false, nowait: false };
+
+/// A queue that was deleted is not made anew sooner. A channel that consumed a quorum queue looks for it each 30 ms until it
+/// hears that it is gone, and only then tells its client; if it finds a new one, it tells nothing and delivers nothing.
+const MOURNING: Duration = Duration::from_millis(300);
 
 impl Shared {
     /// How many ready messages a queue has; `None` if it is not there. A missing one costs the channel.
@@ -42,15 +48,21 @@ impl Shared {
         let _one_at_a_time = self.setting_up.lock().await;
         let mut made = self.ladder(layout.style.kind).await?;
         let mut channel = self.work.channel().await?;
-        for (name, arguments) in layout.all() {
-            if self.count(&channel, &name).await?.is_some() {
-                continue;
+        let (all, mut missing) = (layout.all(), Vec::new());
+        for (name, arguments) in &all {
+            if self.count(&channel, name).await?.is_none() {
+                missing.push((name, arguments));
+                channel = self.work.channel().await?;
             }
-            if self.config.create == Create::Never {
-                return Err(error::missing(layout.queue.as_str()));
-            }
-            channel = self.work.channel().await?;
-            self.make(&channel, &name, arguments).await?;
+        }
+        if !missing.is_empty() && self.config.create == Create::Never {
+            return Err(error::missing(layout.queue.as_str()));
+        }
+        if layout.style.kind == Kind::Quorum && (1..all.len()).contains(&missing.len()) {
+            tokio::time::sleep(MOURNING).await;
+        }
+        for (name, arguments) in missing {
+            self.make(&channel, name, arguments.clone()).await?;
             made = true;
         }
         if made && layout.style.kind == Kind::Quorum {

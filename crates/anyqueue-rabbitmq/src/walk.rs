@@ -198,6 +198,13 @@ impl<'a> Walk<'a> {
         self.channel.basic_ack(message.tag, BasicAckOptions { multiple: false }).await.map_err(error::lost)
     }
 
+    pub(crate) async fn remove_all(&self, messages: &[Message]) -> Result<()> {
+        for message in messages {
+            self.remove(message).await?;
+        }
+        Ok(())
+    }
+
     /// Gives back what was not removed, and waits until the server has it.
     pub(crate) async fn give_back(&self) -> Result<()> {
         let open = std::mem::take(&mut *self.open());
