@@ -60,6 +60,22 @@ impl Shared {
         self.count(&channel, queue).await?.map(u64::from).ok_or_else(missing)
     }
 
+    /// What workers have, fetched ahead included. AMQP does not tell.
+    async fn reserved(&self, layout: &Layout) -> Figure {
+        let Some(management) = &self.config.management else { return Figure::Unknown };
+        match management.queues(&self.config.vhost, &layout.queue, self.config.timeout).await {
+            Ok(rows) => {
+                let ours = |name: &str| layout.bands.iter().any(|band| band.as_str() == name);
+                let counts = rows.iter().filter(|row| ours(&row.name)).map(|row| row.messages_unacknowledged);
+                counts.sum::<Option<u64>>().map_or(Figure::Unknown, Figure::Approximate)
+            }
+            Err(e) => {
+                tracing::debug!(queue = layout.queue.as_str(), error = anyqueue_core::chain(&e), "reserved tasks are not counted");
+                Figure::Unknown
+            }
+        }
+    }
+
     async fn purge_one(&self, queue: &ShortString) -> Result<u64> {
         let channel = self.asking().await?;
         let purge = channel.queue_purge(queue.clone(), QueuePurgeOptions::default());
@@ -140,6 +156,7 @@ impl Admin for RabbitBroker {
             }
             Ok(Stats {
                 ready: Figure::Approximate(ready),
+                reserved: shared.reserved(&layout).await,
                 held: Figure::Approximate(shared.counted(&layout.held).await?),
                 ..Stats::default()
             })

@@ -88,6 +88,10 @@ pub(crate) fn of(config: &Config, style: &Style) -> Capabilities {
         durability: if classic { Durability::Process } else { Durability::Power },
         durability_caveat: classic.then_some("a server that dies while a delayed task changes rungs may lose it"),
         max_payload: Some(config.max_payload),
+        counts: match config.management {
+            Some(_) => Counts { reserved: Exactness::Approximate, ..CAPABILITIES.counts },
+            None => CAPABILITIES.counts,
+        },
         link: Link::Network { liveness: config.liveness },
         frozen_bound: config.liveness * 2,
         ..CAPABILITIES

@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyqueue_core::time::MAX_TTR;
 use anyqueue_core::{ConnectOptions, Create, Error, Levels, OptionSpec, Options, QueueName, Result, priority, time};
 
+use crate::management::Management;
+
 /// The largest body by default: 16 MiB.
 pub(crate) const MAX_PAYLOAD: u64 = 16 << 20;
 /// What RabbitMQ 3.10 takes as one message (`max_message_size`).
@@ -39,6 +41,13 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     option("tls_ca", "the system's", "a file with the certificates to trust, for `amqps:`", false),
     option("tls_certificate", "none", "a file with the certificate that we show, for `amqps:`", false),
     option("tls_key", "none", "the file with the key of that certificate", false),
+    OptionSpec {
+        key: "management",
+        default: "none",
+        help: "the management API, `http://user:password@host:15672`, for counts that AMQP does not tell",
+        per_queue: false,
+        secret: true,
+    },
 ];
 
 /// The type of a queue.
@@ -78,6 +87,7 @@ pub(crate) struct Config {
     pub(crate) password: String,
     pub(crate) vhost: String,
     pub(crate) tls: Option<Tls>,
+    pub(crate) management: Option<Management>,
     pub(crate) style: Style,
     pub(crate) queues: BTreeMap<QueueName, Style>,
     pub(crate) max_payload: u64,
@@ -124,14 +134,17 @@ impl Config {
             Style { kind: Kind::Quorum, levels: Levels::Bands(priority::FIVE_BANDS), max_ttr: max_ttr(CONSUMER_TIMEOUT) };
         let style = standard.with(given)?;
         let of_queue = |(queue, own): (&QueueName, &Options)| style.with(own).map(|style| (queue.clone(), style));
+        let (user, password) = (url.user.as_deref().unwrap_or("guest"), url.password.as_deref().unwrap_or("guest"));
+        let management = given.text("management")?.map(|text| Management::read(&text, user, password)).transpose()?;
         Ok(Self {
             name: options.name.to_string(),
             url: url.to_string(),
             hosts: url.hosts.iter().map(|(host, given)| (host.clone(), given.unwrap_or(port))).collect(),
-            user: url.user.clone().unwrap_or_else(|| "guest".into()),
-            password: url.password.clone().unwrap_or_else(|| "guest".into()),
+            user: user.to_owned(),
+            password: password.to_owned(),
             vhost: if url.path.is_empty() { "/".into() } else { url.path.clone() },
             tls: tls(secure, given)?,
+            management,
             style,
             queues: options.queues.iter().map(of_queue).collect::<Result<_>>()?,
             max_payload,

@@ -4,14 +4,16 @@
 
 #[path = "server/deleted.rs"]
 mod deleted;
+#[path = "server/operator.rs"]
+mod operator;
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyqueue_core::{
-    Broker, ConnectOptions, ConsumeOptions, Consumer, Create, Defaults, Delivery, ErrorKind, Incoming, QueueName, Settlement,
-    State, Which,
+    Broker, ConnectOptions, ConsumeOptions, Consumer, Create, Defaults, Delivery, ErrorKind, Figure, Incoming, Paused, QueueName,
+    Settlement, State, TaskId, Which,
 };
 use anyqueue_testkit::servers::rabbitmq::{self, Node};
 use anyqueue_testkit::{Sample, Server, SystemClock};
