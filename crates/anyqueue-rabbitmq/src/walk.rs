@@ -31,6 +31,9 @@ const FORGOTTEN: Duration = Duration::from_secs(120);
 pub(crate) const SLICE: usize = 250;
 /// Of more that come back in one word, a quorum queue loses the order: it keeps them in an Erlang map.
 const IN_ORDER: usize = 32;
+/// Of more words than these, a channel keeps some back from a quorum queue until it has heard of the first ones, and forgets
+/// them if it is closed before.
+const HEARD: usize = 16;
 const LOCK: QueueDeclareOptions =
     QueueDeclareOptions { passive: false, durable: false, exclusive: true, auto_delete: false, nowait: false };
 
@@ -43,6 +46,8 @@ pub(crate) struct Walk<'a> {
     lock: Option<ShortString>,
     /// What was taken and is neither removed nor back.
     open: Mutex<BTreeSet<u64>>,
+    /// The queue that is walked through, and how many were removed of it without a sign that it has heard.
+    unheard: Mutex<(ShortString, usize)>,
     _here: OwnedMutexGuard<()>,
 }
 
@@ -67,7 +72,10 @@ impl Shared {
         let until = Instant::now() + self.config.timeout * 3;
         let here = timeout_at(until, here.lock_owned()).await.map_err(|_| busy())?;
         let connection = self.work.live().await?;
-        let begun = |channel, lock| Walk { shared: self, connection, channel, lock, open: Mutex::default(), _here: here };
+        let begun = |channel, lock| {
+            let (open, unheard) = (Mutex::default(), Mutex::default());
+            Walk { shared: self, connection, channel, lock, open, unheard, _here: here }
+        };
         loop {
             let channel = self.work.channel().await?;
             let life = table(&[("x-expires", AMQPValue::LongLongInt(FORGOTTEN.as_millis() as i64))]);
@@ -122,6 +130,10 @@ impl<'a> Walk<'a> {
 
     /// The next messages of a queue, up to so many. Fewer: there are no more.
     pub(crate) async fn take(&self, queue: &ShortString, most: usize) -> Result<Vec<Message>> {
+        if self.unheard().0 != *queue {
+            self.be_heard().await?;
+            self.unheard().0 = queue.clone();
+        }
         let mut all = Vec::new();
         let give_up = Instant::now() + self.shared.config.timeout;
         while all.len() < most {
@@ -143,6 +155,25 @@ impl<'a> Walk<'a> {
         }
         self.open().extend(all.iter().map(|message| message.tag));
         Ok(all)
+    }
+
+    /// Waits until a queue has heard what was removed. Its answers to a consumer come after the words that it was sent before:
+    /// the first ones, and the next time the ones that were kept back.
+    async fn be_heard(&self) -> Result<()> {
+        let (queue, removed) = std::mem::take(&mut *self.unheard());
+        if removed > HEARD {
+            let mut met = Vec::new();
+            for _ in 0..2 {
+                let mut feed = self.feed(&queue, 1).await?;
+                self.drain(&mut feed, &mut met).await?;
+            }
+            self.open().extend(met.iter().map(|message| message.tag));
+        }
+        Ok(())
+    }
+
+    fn unheard(&self) -> MutexGuard<'_, (ShortString, usize)> {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeSet<u64>> {
@@ -195,6 +226,7 @@ impl<'a> Walk<'a> {
     /// Removes one of the messages for good.
     pub(crate) async fn remove(&self, message: &Message) -> Result<()> {
         self.open().remove(&message.tag);
+        self.unheard().1 += 1;
         self.channel.basic_ack(message.tag, BasicAckOptions { multiple: false }).await.map_err(error::lost)
     }
 
@@ -207,6 +239,7 @@ impl<'a> Walk<'a> {
 
     /// Gives back what was not removed, and waits until the server has it.
     pub(crate) async fn give_back(&self) -> Result<()> {
+        self.be_heard().await?;
         let open = std::mem::take(&mut *self.open());
         let tags: Vec<u64> = open.into_iter().collect();
         for part in tags.chunks(IN_ORDER) {
