@@ -152,6 +152,14 @@ impl Config {
 }
 
 impl Style {
+    /// Where the priorities are, in words.
+    pub(crate) fn bands(&self) -> String {
+        match self.levels {
+            Levels::Bands(ends) if ends.len() > 1 => format!("{} queues", ends.len()),
+            _ => "one queue, first in first out".into(),
+        }
+    }
+
     /// Takes what is given; the rest stays.
     fn with(self, given: &Options) -> Result<Self> {
         let words = [("quorum", Kind::Quorum), ("classic", Kind::Classic)];

@@ -17,16 +17,18 @@ pub(crate) async fn findings(shared: &Shared) -> Result<Vec<Finding>> {
         let text = "3.10 or later is needed: older quorum queues know no time to live, so delays do not work";
         found(Severity::Problem, format!("the server is RabbitMQ {}; {text}", version.text));
     }
-    let limit = time::show(config.style.max_ttr);
-    let text = "the server does not tell its `consumer_timeout`; as the option of that name is set, a task may be reserved for";
-    found(Severity::Note, format!("{text} {limit} in all, `time_limit` included"));
     for (what, style) in
         [(None, &config.style)].into_iter().chain(config.queues.iter().map(|(queue, style)| (Some(queue), style)))
     {
+        let which = what.map_or_else(|| "queues".into(), |queue| format!("queue `{queue}`"));
+        let (kind, limit, bands) = (style.kind.word(), time::show(style.max_ttr), style.bands());
+        found(Severity::Note, format!("{which} on RabbitMQ {}: {kind}, priorities in {bands}", version.text));
+        let text = "the server does not tell its `consumer_timeout`; by the option of that name a TTR, touches and `time_limit` \
+                    included, is at most";
+        found(Severity::Note, format!("{which}: {text} {limit}, two minutes less than it"));
         if style.kind == Kind::Classic {
-            let of = what.map_or_else(|| "queues are".into(), |queue| format!("queue `{queue}` is"));
             let text = "a server that dies while a delayed task changes rungs may lose it; `type = \"quorum\"` does not";
-            found(Severity::Warning, format!("{of} classic: {text}"));
+            found(Severity::Warning, format!("{which} of the type classic: {text}"));
         }
     }
     shared.work.live().await?;

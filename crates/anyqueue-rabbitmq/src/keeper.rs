@@ -212,7 +212,7 @@ impl Keeper {
         }
         let limited = channel.basic_qos(window as u16, BasicQosOptions { global: false });
         self.shared.work.call("basic.qos", limited).await?;
-        if !self.line.state().begin(window, self.shared.clock.now()) {
+        if !self.line.state().begin(&self.bands, window, self.shared.clock.now()) {
             return Ok(());
         }
         for band in self.bands.clone() {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "server/addresses.rs"]
+mod addresses;
 #[path = "server/deleted.rs"]
 mod deleted;
 

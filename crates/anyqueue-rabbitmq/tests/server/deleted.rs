@@ -31,10 +31,8 @@ async fn a_queue_that_is_deleted_under_its_consumer_delivers_again() {
                     send_one(&*operator, &queue, round).await;
                 }
             };
-            let began = Instant::now();
             let (delivery, ()) = tokio::join!(next(&mut *consumer), deleting);
             assert_eq!(Sample::number(&delivery), Some(round), "{kind}");
-            println!("{kind} {round} {:?}", began.elapsed());
             settle(&*consumer, &delivery, Settlement::Done).await;
         }
     }
