@@ -35,8 +35,8 @@ impl Shared {
         Incoming::peeked(&peeked, &self.config.name, layout.queue.as_str(), defaults)
     }
 
-    /// A held task as it goes on: the same body.
-    fn again(&self, layout: &Layout, message: &Message) -> Post {
+    /// A held or stray task as it goes on: the same body.
+    pub(crate) fn again(&self, layout: &Layout, message: &Message) -> Post {
         let task = self.incoming(layout, message).unchanged(Duration::ZERO);
         Post { body: message.raw.clone(), ..self.post(layout, &task) }
     }
@@ -98,8 +98,7 @@ impl Shared {
         let rungs: Vec<u32> = if remove { (0..RUNGS).rev().collect() } else { (0..RUNGS).collect() };
         for rung in rungs {
             for message in walk.take(&layout.ladder.rung(rung), MOST).await? {
-                let target = Ladder::target(message.key.as_str());
-                if target.is_some_and(|target| layout.bands.iter().any(|band| band.as_str() == target)) {
+                if layout.is_target(Ladder::target(message.key.as_str())) {
                     if remove {
                         walk.remove(&message).await?;
                     }

@@ -3,6 +3,7 @@
 use anyqueue_core::{Finding, Result, Severity, time};
 
 use crate::config::Kind;
+use crate::layout::Ladder;
 use crate::shared::Shared;
 
 /// Looks for what loses tasks, or keeps workers from working.
@@ -31,7 +32,13 @@ pub(crate) async fn findings(shared: &Shared) -> Result<Vec<Finding>> {
             found(Severity::Warning, format!("{which} of the type classic: {text}"));
         }
     }
-    shared.work.live().await?;
+    for kind in [Kind::Quorum, Kind::Classic] {
+        let strays = shared.strays(Ladder(kind)).await?;
+        if strays > 0 {
+            let text = "delayed tasks fell due for queues that are not there; they go on when somebody uses these again";
+            found(Severity::Problem, format!("{strays} {text}"));
+        }
+    }
     if shared.send.live().await?.status().blocked() {
         let text = "the server has raised an alarm, memory or disk, and takes no tasks; `rabbitmqctl status` says which";
         found(Severity::Problem, text.into());

@@ -42,19 +42,18 @@ impl Layout {
             u32::MAX => name("rest"),
             end => name(&end.to_string()),
         };
-        Self {
-            queue: queue.clone(),
-            style,
-            bands: ends.iter().enumerate().map(band).collect(),
-            held: name("held"),
-            pause: name("pause"),
-            ladder: Ladder(style.kind),
-        }
+        let bands = if style.native { vec![queue.as_str().into()] } else { ends.iter().enumerate().map(band).collect() };
+        Self { queue: queue.clone(), style, bands, held: name("held"), pause: name("pause"), ladder: Ladder(style.kind) }
     }
 
     /// The queue that tasks of this priority are in.
     pub(crate) fn band(&self, priority: u32) -> &ShortString {
-        &self.bands[self.style.levels.of(priority) as usize]
+        &self.bands[self.style.place(priority)]
+    }
+
+    /// Whether a task that leads there is one of this queue's.
+    pub(crate) fn is_target(&self, target: Option<&str>) -> bool {
+        target.is_some_and(|target| self.bands.iter().any(|band| band.as_str() == target))
     }
 
     /// All queues, with the arguments that they are made with.
@@ -69,6 +68,9 @@ impl Layout {
         working.push(("x-dead-letter-routing-key", text(self.held.as_str())));
         if self.style.kind == Kind::Quorum {
             working.extend(safe_dead_letters());
+        }
+        if self.style.native {
+            working.push(("x-max-priority", AMQPValue::LongLongInt(self.style.count() as i64 - 1)));
         }
         let bands = self.bands.iter().map(|band| (band.clone(), table(&working)));
         bands.chain([self.held.clone(), self.pause.clone()].map(|name| (name, table(&plain)))).collect()
@@ -129,6 +131,20 @@ impl Ladder {
         format!("{};due", self.stem()).into()
     }
 
+    /// The exchange and the queue of tasks that fell due for a queue that is not there. Without it a classic ladder would drop
+    /// them, and 32 of them would stop a quorum one for everybody.
+    pub(crate) fn stray(self) -> ShortString {
+        format!("{};stray", self.stem()).into()
+    }
+
+    pub(crate) fn stray_arguments(self) -> FieldTable {
+        let mut arguments = vec![("x-queue-type", text(self.0.word()))];
+        if self.0 == Kind::Quorum {
+            arguments.push(in_place());
+        }
+        table(&arguments)
+    }
+
     /// What follows a rung.
     pub(crate) fn below(self, rung: u32) -> ShortString {
         rung.checked_sub(1).map_or_else(|| self.end(), |below| self.rung(below))
@@ -178,7 +194,7 @@ mod tests {
     use super::*;
 
     fn style(ends: &'static [u32]) -> Style {
-        Style { kind: Kind::Quorum, levels: Levels::Bands(ends), max_ttr: MAX_DELAY }
+        Style { kind: Kind::Quorum, levels: Levels::Bands(ends), native: false, max_ttr: MAX_DELAY }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! | `<queue>;held` | held tasks, and what a delivery limit throws out of the others |
 //! | `<queue>;pause` | a marker while the queue is paused |
 //! | `anyqueue;delay;0` to `27`, `anyqueue;delay;due` | exchanges and queues of the ladder of delays, one ladder per virtual host |
+//! | `anyqueue;delay;stray` | delayed tasks that fell due for a queue that was deleted; `check` tells of them |
 //! | `anyqueue;unharmed` | for a day: which tasks came back although no worker died |
 //! | `anyqueue;walk;…` | while somebody looks through a queue: the right to do so |
 //!
