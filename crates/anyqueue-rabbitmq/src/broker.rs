@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyqueue_core::{
-    Accepted, Admin, Broker, BrokerInfo, Capabilities, ConnectOptions, ConsumeOptions, Consumer, Declared, Envelope,
-    Error, ErrorKind, Finding, QueueName, Result, async_trait,
+    Accepted, Admin, Broker, BrokerInfo, Capabilities, ConnectOptions, ConsumeOptions, Consumer, Declared, Envelope, Error,
+    ErrorKind, Finding, QueueName, Result, async_trait,
 };
 use tokio::sync::Mutex;
 

@@ -35,6 +35,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "the last priority of each band; a queue each, one more for the rest; `none`: one for all",
         true,
     ),
+    option("x_max_priority", "false", "classic queues only: all bands in one queue, made with `x-max-priority`", true),
     option("consumer_timeout", "30m", "the server's `consumer_timeout`; a task may be reserved for two minutes less", true),
     option("max_payload", "16777216", "the largest body, in bytes", false),
     option("liveness", "8s", "a dead connection is noticed within twice this; heartbeats are sent accordingly", false),
@@ -71,6 +72,8 @@ impl Kind {
 pub(crate) struct Style {
     pub(crate) kind: Kind,
     pub(crate) levels: Levels,
+    /// Whether the server keeps all levels in one queue, in order.
+    pub(crate) native: bool,
     /// How long a task may be reserved in all.
     pub(crate) max_ttr: Duration,
 }
@@ -130,8 +133,12 @@ impl Config {
         if !(1..=MOST_PAYLOAD).contains(&max_payload) {
             return Err(Error::config(format!("option `max_payload` is {max_payload}; it takes 1 to {MOST_PAYLOAD} bytes")));
         }
-        let standard =
-            Style { kind: Kind::Quorum, levels: Levels::Bands(priority::FIVE_BANDS), max_ttr: max_ttr(CONSUMER_TIMEOUT) };
+        let standard = Style {
+            kind: Kind::Quorum,
+            levels: Levels::Bands(priority::FIVE_BANDS),
+            native: false,
+            max_ttr: max_ttr(CONSUMER_TIMEOUT),
+        };
         let style = standard.with(given)?;
         let of_queue = |(queue, own): (&QueueName, &Options)| style.with(own).map(|style| (queue.clone(), style));
         let (user, password) = (url.user.as_deref().unwrap_or("guest"), url.password.as_deref().unwrap_or("guest"));
@@ -165,6 +172,15 @@ impl Config {
 }
 
 impl Style {
+    /// Where the priorities are, in words.
+    pub(crate) fn bands(&self) -> String {
+        match self.count() {
+            1 => "one queue, first in first out".into(),
+            count if self.native => format!("one queue with `x-max-priority` {}", count - 1),
+            count => format!("{count} queues"),
+        }
+    }
+
     /// Takes what is given; the rest stays.
     fn with(self, given: &Options) -> Result<Self> {
         let words = [("quorum", Kind::Quorum), ("classic", Kind::Classic)];
@@ -173,11 +189,37 @@ impl Style {
             let text = format!("option `consumer_timeout` is {}; below 3m no task has the time to run", time::show(timeout));
             return Err(Error::config(text));
         }
-        Ok(Self {
+        let style = Self {
             kind: given.choice("type", &words)?.unwrap_or(self.kind),
             levels: bands(given)?.unwrap_or(self.levels),
+            native: given.boolean("x_max_priority")?.unwrap_or(self.native),
             max_ttr: timeout.map_or(self.max_ttr, max_ttr),
-        })
+        };
+        match style.native {
+            true if style.kind != Kind::Classic => Err(Error::config(
+                "option `x_max_priority` is for classic queues; quorum queues have no such order: add `type = \"classic\"`",
+            )),
+            true if style.count() < 2 => Err(Error::config("option `x_max_priority` needs more than one band; see `bands`")),
+            _ => Ok(style),
+        }
+    }
+
+    /// How many levels there are.
+    pub(crate) fn count(&self) -> usize {
+        match self.levels {
+            Levels::Bands(ends) => ends.len(),
+            Levels::Every => 1,
+        }
+    }
+
+    /// The queue of a priority, counted from the most urgent.
+    pub(crate) fn place(&self, priority: u32) -> usize {
+        if self.native { 0 } else { self.levels.of(priority) as usize }
+    }
+
+    /// What the server takes for a priority: more is more urgent.
+    pub(crate) fn native_priority(&self, priority: u32) -> Option<u8> {
+        self.native.then(|| (self.count() - 1).saturating_sub(self.levels.of(priority) as usize) as u8)
     }
 }
 
@@ -271,6 +313,8 @@ mod tests {
             ("amqp://a?type=stream", "`type`"),
             ("amqp://a?bands=5,3", "`bands`"),
             ("amqp://a?bands=x", "`bands`"),
+            ("amqp://a?x_max_priority=true", "classic"),
+            ("amqp://a?type=classic&bands=none&x_max_priority=true", "more than one band"),
             ("amqp://a?liveness=1s", "`liveness`"),
             ("amqp://a?max_payload=0", "`max_payload`"),
             ("amqp://a?consumer_timeout=1m", "`consumer_timeout`"),

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyqueue_core::{ConsumeOptions, Consumer, Delivery, Result, Settler, async_trait};
 
+use crate::bands;
 use crate::error::closed;
 use crate::keeper::Keeper;
 use crate::layout::Layout;
 use crate::line::Line;
 use crate::settle::RabbitSettler;
 use crate::shared::Shared;
-use crate::strays;
 use crate::withheld::{Fate, Withheld};
 
 /// Takes tasks from one queue. All I/O is the keeper's, so that a dropped `reserve` loses nothing.
@@ -31,7 +31,7 @@ impl RabbitConsumer {
         shared.add_line(&line);
         let keeper = Keeper::new(shared.clone(), layout.clone(), line.clone(), &options.priorities);
         shared.runtime.spawn(keeper.run());
-        shared.runtime.spawn(strays::watch(shared.clone(), layout.clone(), Arc::downgrade(&line)));
+        shared.runtime.spawn(bands::watch(shared.clone(), layout.clone(), Arc::downgrade(&line)));
         Self { shared, layout, line }
     }
 

@@ -1,9 +1,10 @@
 //! What an operator should know of the server and the settings.
 
-use anyqueue_core::{Finding, Levels, Result, Severity, chain, time};
+use anyqueue_core::{Finding, Result, Severity, chain, time};
 
 use crate::config::{Kind, Style};
 use crate::hello::Version;
+use crate::layout::Ladder;
 use crate::shared::Shared;
 
 /// Looks for what loses tasks, or keeps workers from working.
@@ -21,7 +22,13 @@ pub(crate) async fn findings(shared: &Shared) -> Result<Vec<Finding>> {
             found(Severity::Warning, format!("{who}, being classic: {text}"));
         }
     }
-    shared.work.live().await?;
+    for kind in [Kind::Quorum, Kind::Classic] {
+        let strays = shared.strays(Ladder(kind)).await?;
+        if strays > 0 {
+            let text = "delayed tasks fell due for queues that are not there; they go on when somebody uses these again";
+            found(Severity::Problem, format!("{strays} {text}"));
+        }
+    }
     if shared.send.live().await?.status().blocked() {
         let text = "the server has raised an alarm, memory or disk, and takes no tasks; `rabbitmqctl status` says which";
         found(Severity::Problem, text.into());
@@ -46,16 +53,10 @@ fn of_version(version: &Version) -> Vec<Finding> {
 
 /// What the settings of a queue come to.
 fn resolved(style: &Style) -> String {
-    let bands = match style.levels {
-        Levels::Bands([_]) => "all priorities in one band".into(),
-        Levels::Bands(ends) => {
-            let ends = ends.iter().filter(|end| **end != u32::MAX).map(u32::to_string).collect::<Vec<_>>();
-            format!("bands of priorities up to {} and the rest", ends.join(", "))
-        }
-        Levels::Every => "every priority by itself".into(),
-    };
-    let text = "the server does not tell its `consumer_timeout`; as the option of that name is set, a task may be reserved for";
-    format!("{}, {bands}; {text} {} in all, `time_limit` included", style.kind.word(), time::show(style.max_ttr))
+    let text = "the server does not tell its `consumer_timeout`; by the option of that name a TTR, touches and `time_limit` \
+                included, is at most";
+    let (kind, bands, limit) = (style.kind.word(), style.bands(), time::show(style.max_ttr));
+    format!("{kind}, priorities in {bands}; {text} {limit}, two minutes less than it")
 }
 
 /// What is to be said of the queues that have settings of their own, and of the management API.
@@ -63,7 +64,7 @@ async fn of_queues(shared: &Shared) -> Vec<Finding> {
     let mut findings = Vec::new();
     for queue in shared.config.queues.keys() {
         // A queue that cannot be looked at is told by whoever uses it.
-        for (band, count) in shared.strays(&shared.layout(queue)).await.unwrap_or_default() {
+        for (band, count) in shared.other_bands(&shared.layout(queue)).await.unwrap_or_default() {
             let text = format!(
                 "queue `{queue}`: `{band}`, with {count} tasks, is a band of other settings; workers move what is in it, senders \
                  should have the same `bands`"

@@ -15,7 +15,7 @@ const BYTES: usize = 4 << 20;
 
 impl Shared {
     /// A task as it goes on: the same body.
-    fn again(&self, layout: &Layout, message: &Message) -> Post {
+    pub(crate) fn again(&self, layout: &Layout, message: &Message) -> Post {
         let task = self.incoming(layout, message).unchanged(Duration::ZERO);
         Post { body: message.raw.clone(), ..self.post(layout, &task) }
     }

@@ -5,15 +5,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{Error, ErrorKind, Levels, Moment, Paused, Result, chain};
+use anyqueue_core::{Error, ErrorKind, Moment, Paused, Result, chain};
 use futures::stream::{SelectAll, Stream};
 use futures::{FutureExt, StreamExt};
 use lapin::message::DeliveryResult;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use crate::error;
 use crate::config::Kind;
+use crate::error;
 use crate::layout::{Layout, table};
 use crate::line::{Band, IDLE, Line, STALE, Session, State};
 use crate::message::Message;
@@ -65,10 +65,20 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     pub(crate) fn new(shared: Arc<Shared>, layout: Arc<Layout>, line: Arc<Line>, priorities: &RangeInclusive<u32>) -> Self {
-        let levels: Levels = layout.style.levels;
-        let bands = levels.of(*priorities.start()) as usize..=levels.of(*priorities.end()) as usize;
+        let bands = layout.style.place(*priorities.start())..=layout.style.place(*priorities.end());
         let (next_look, next_try) = (Moment::default(), Moment::default());
-        Self { shared, layout, line, bands, feeds: Feeds::new(), tags: Vec::new(), sure_of_pause: false, next_look, next_try, pause: SHORTEST }
+        Self {
+            shared,
+            layout,
+            line,
+            bands,
+            feeds: Feeds::new(),
+            tags: Vec::new(),
+            sure_of_pause: false,
+            next_look,
+            next_try,
+            pause: SHORTEST,
+        }
     }
 
     pub(crate) async fn run(mut self) {
@@ -212,7 +222,7 @@ impl Keeper {
         }
         let limited = channel.basic_qos(window as u16, BasicQosOptions { global: false });
         self.shared.work.call("basic.qos", limited).await?;
-        if !self.line.state().begin(window, self.shared.clock.now()) {
+        if !self.line.state().begin(&self.bands, window, self.shared.clock.now()) {
             return Ok(());
         }
         for band in self.bands.clone() {

@@ -1,6 +1,7 @@
 //! One consumer's state: what has been fetched, what is reserved, what the server may have more of.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -180,17 +181,17 @@ impl Line {
 }
 
 impl State {
-    /// Begins a run of consuming, unless somebody wants none now.
-    pub(crate) fn begin(&mut self, window: usize, now: Moment) -> bool {
+    /// Begins a run of consuming these bands, unless somebody wants none now.
+    pub(crate) fn begin(&mut self, bands: &RangeInclusive<usize>, window: usize, now: Moment) -> bool {
         if self.withheld > 0 || self.left {
             return false;
         }
         self.last_run += 1;
         self.consuming = Some((self.last_run, window));
         self.looked = false;
-        for band in &mut self.bands {
-            // What a more urgent band has may be on its way still.
-            (band.open, band.doubt, band.heard) = (0, true, now);
+        for (at, band) in self.bands.iter_mut().enumerate() {
+            // What a more urgent one has may be on its way still.
+            (band.open, band.doubt, band.heard) = (0, bands.contains(&at), now);
         }
         true
     }

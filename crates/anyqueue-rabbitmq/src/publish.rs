@@ -42,7 +42,11 @@ impl Shared {
             true => (ShortString::default(), band.clone()),
             false => layout.ladder.entry(task.delay, band.as_str()),
         };
-        Post { exchange, key, properties: properties(task, self.clock.wall()), body: task.body.clone() }
+        let mut properties = properties(task, self.clock.wall());
+        if let Some(priority) = layout.style.native_priority(task.priority) {
+            properties = properties.with_priority(priority);
+        }
+        Post { exchange, key, properties, body: task.body.clone() }
     }
 
     /// Refuses what this broker cannot keep.

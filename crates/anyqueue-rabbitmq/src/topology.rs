@@ -18,6 +18,8 @@ const DURABLE: QueueDeclareOptions =
 const PASSIVE: QueueDeclareOptions =
     QueueDeclareOptions { passive: true, durable: false, exclusive: false, auto_delete: false, nowait: false };
 
+/// So many are looked through when a queue is made anew.
+const STRAYS: usize = 10_000;
 /// A queue that was deleted is not made anew sooner. A channel that consumed a quorum queue looks for it each 30 ms until it
 /// hears that it is gone, and only then tells its client; if it finds a new one, it tells nothing and delivers nothing.
 const MOURNING: Duration = Duration::from_millis(300);
@@ -69,6 +71,7 @@ impl Shared {
             self.sacrifice(&channel).await?;
         }
         self.bind(&channel, layout).await?;
+        self.bring_in(layout).await?;
         self.know(&layout.queue);
         Ok(made)
     }
@@ -88,6 +91,29 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// How many tasks fell due for queues that are not there.
+    pub(crate) async fn strays(&self, ladder: Ladder) -> Result<u32> {
+        Ok(self.count(&self.asking().await?, &ladder.stray()).await?.unwrap_or(0))
+    }
+
+    /// Puts what fell due while this queue was not there where it belongs.
+    async fn bring_in(&self, layout: &Layout) -> Result<()> {
+        if self.strays(layout.ladder).await? == 0 {
+            return Ok(());
+        }
+        let stray = layout.ladder.stray();
+        let walk = self.walk(stray.as_str()).await?;
+        let mut mine = walk.take(&stray, STRAYS).await?;
+        mine.retain(|message| layout.is_target(Ladder::target(message.key.as_str())));
+        let posts: Vec<_> = mine.iter().map(|message| self.again(layout, message)).collect();
+        for (message, answer) in mine.iter().zip(self.publish(&posts).await) {
+            if answer.is_ok() {
+                walk.remove(message).await?;
+            }
+        }
+        walk.end().await
     }
 
     /// A quorum queue that was the last one made when its server is killed has no leader ever after, in 3.10 at least, and
@@ -116,10 +142,22 @@ impl Shared {
             return Err(error::missing(top.as_str()));
         }
         let channel = self.work.channel().await?;
-        self.exchange(&channel, ladder.end()).await?;
+        let stray = ladder.stray();
+        self.make(&channel, &stray, ladder.stray_arguments()).await?;
+        self.exchange(&channel, stray.clone(), ExchangeKind::Fanout, FieldTable::default()).await?;
+        let bound = channel.queue_bind(
+            stray.clone(),
+            stray.clone(),
+            ShortString::default(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        self.work.call("queue.bind", bound).await?;
+        let else_stray = layout::table(&[("alternate-exchange", AMQPValue::LongString(stray.as_str().into()))]);
+        self.exchange(&channel, ladder.end(), ExchangeKind::Topic, else_stray).await?;
         for rung in 0..RUNGS {
             let name = ladder.rung(rung);
-            self.exchange(&channel, name.clone()).await?;
+            self.exchange(&channel, name.clone(), ExchangeKind::Topic, FieldTable::default()).await?;
             let past = channel.exchange_bind(
                 ladder.below(rung),
                 name.clone(),
@@ -141,9 +179,9 @@ impl Shared {
         Ok(true)
     }
 
-    async fn exchange(&self, channel: &Channel, name: ShortString) -> Result<()> {
+    async fn exchange(&self, channel: &Channel, name: ShortString, kind: ExchangeKind, arguments: FieldTable) -> Result<()> {
         let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-        let made = channel.exchange_declare(name, ExchangeKind::Topic, durable, FieldTable::default());
+        let made = channel.exchange_declare(name, kind, durable, arguments);
         self.work.call("exchange.declare", made).await
     }
 

@@ -26,7 +26,7 @@ impl Shared {
                 if slice.is_empty() {
                     break;
                 }
-                let ours = slice.into_iter().filter(|message| is_of(layout, message));
+                let ours = slice.into_iter().filter(|message| layout.is_target(Ladder::target(message.key.as_str())));
                 found.extend(ours.filter(|message| message.name.as_ref().is_none_or(|name| names.insert(name.clone()))));
                 found.sort_by_key(|message: &Message| message.due);
                 found.truncate(limit);
@@ -59,7 +59,7 @@ impl Shared {
                 if slice.is_empty() {
                     break;
                 }
-                for message in slice.iter().filter(|message| is_of(layout, message)) {
+                for message in slice.iter().filter(|message| layout.is_target(Ladder::target(message.key.as_str()))) {
                     walk.remove(message).await?;
                     count += 1;
                 }
@@ -69,10 +69,4 @@ impl Shared {
         walk.end().await?;
         Ok(count)
     }
-}
-
-/// Whether a task on the ladder is on its way to a band of this queue, one of earlier settings included.
-fn is_of(layout: &Layout, message: &Message) -> bool {
-    let target = Ladder::target(message.key.as_str()).and_then(|target| target.strip_prefix(layout.queue.as_str()));
-    target.is_some_and(|rest| rest.is_empty() || rest.starts_with(';'))
 }

@@ -31,10 +31,8 @@ async fn a_queue_that_is_deleted_under_its_consumer_delivers_again() {
                     send_one(&*operator, &queue, round).await;
                 }
             };
-            let began = Instant::now();
             let (delivery, ()) = tokio::join!(next(&mut *consumer), deleting);
             assert_eq!(Sample::number(&delivery), Some(round), "{kind}");
-            println!("{kind} {round} {:?}", began.elapsed());
             settle(&*consumer, &delivery, Settlement::Done).await;
         }
     }
@@ -181,4 +179,37 @@ async fn who_may_make_nothing_can_work() {
         settle(&*consumer, &delivery, Settlement::Hold(held, "enough".into())).await;
     }
     assert_eq!(worker.admin().kick(&queue, &Which::All).await.unwrap(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delayed_tasks_of_a_deleted_queue_are_kept_and_keep_nobody_waiting() {
+    let node = node().await;
+    for kind in ["type=quorum", "type=classic"] {
+        let (broker, queue, lively) = (connect(&node, kind).await, name("retired"), name("lively"));
+        broker.declare(&queue).await.unwrap();
+        broker.declare(&lively).await.unwrap();
+        let (_connection, channel) = other(&node).await;
+        delete(&channel, queue.as_str()).await;
+        let late = |number| Sample::new(number).delay(Duration::from_secs(1)).envelope();
+        let sent = broker.send(&queue, &(0..40).map(late).collect::<Vec<_>>()).await;
+        assert!(sent.iter().all(Result::is_ok), "{sent:?}");
+        broker.send(&lively, &[late(50)]).await.remove(0).unwrap();
+        let mut consumer_of = consumer(&*broker, &lively).await;
+        assert_eq!(Sample::number(&next(&mut *consumer_of).await), Some(50));
+        let until = Instant::now() + SOON;
+        while !broker.diagnose().await.unwrap().iter().any(|finding| finding.text.starts_with("40 delayed tasks")) {
+            assert!(Instant::now() < until, "the tasks are gone");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let another = connect(&node, kind).await;
+        another.declare(&queue).await.unwrap();
+        let (mut consumer, mut came) = (consumer(&*another, &queue).await, Vec::new());
+        while came.len() < 40 {
+            let delivery = next(&mut *consumer).await;
+            came.extend(Sample::number(&delivery));
+            settle(&*consumer, &delivery, Settlement::Done).await;
+        }
+        came.sort_unstable();
+        assert_eq!(came, (0..40).collect::<Vec<_>>());
+    }
 }

@@ -105,6 +105,11 @@ impl Node {
         if run.status.success() { Ok(said) } else { Err(said.into()) }
     }
 
+    /// Its process, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.node.id()
+    }
+
     /// What it has written since its last start.
     pub fn output(&self) -> String {
         self.node.output()

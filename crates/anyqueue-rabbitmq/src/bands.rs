@@ -29,7 +29,7 @@ impl Layout {
 
 impl Shared {
     /// The foreign bands that are there, and how many tasks are in them.
-    pub(crate) async fn strays(&self, layout: &Layout) -> Result<Vec<(ShortString, u64)>> {
+    pub(crate) async fn other_bands(&self, layout: &Layout) -> Result<Vec<(ShortString, u64)>> {
         let mut found = Vec::new();
         for band in layout.foreign_bands() {
             let channel = self.asking().await?;
@@ -47,13 +47,13 @@ impl Shared {
             wanted: ours.clone(),
             found: format!("{band}, with {count} tasks; workers move them, delete it once no sender has such bands"),
         };
-        Ok(self.strays(layout).await?.into_iter().map(drift).collect())
+        Ok(self.other_bands(layout).await?.into_iter().map(drift).collect())
     }
 
     /// Brings what lies in foreign bands to ours. Says whether there are such bands.
     async fn gather(&self, layout: &Layout) -> Result<bool> {
-        let strays = self.strays(layout).await?;
-        for (band, _) in strays.iter().filter(|(_, count)| *count > 0) {
+        let bands = self.other_bands(layout).await?;
+        for (band, _) in bands.iter().filter(|(_, count)| *count > 0) {
             let walk = self.walk(layout.queue.as_str()).await?;
             let mut slices = walk.slices(band, usize::MAX);
             let mut moved = 0;
@@ -77,11 +77,11 @@ impl Shared {
                 "tasks lay in a band that these settings do not have; senders and workers should have the same `bands`"
             );
         }
-        Ok(!strays.is_empty())
+        Ok(!bands.is_empty())
     }
 }
 
-/// Looks for strays as long as there is a consumer.
+/// Looks for them as long as there is a consumer.
 pub(crate) async fn watch(shared: Arc<Shared>, layout: Arc<Layout>, line: Weak<Line>) {
     if layout.foreign_bands().is_empty() {
         return;
@@ -108,7 +108,7 @@ mod tests {
     use crate::config::{Kind, Style};
 
     fn foreign(ends: &'static [u32]) -> Vec<String> {
-        let style = Style { kind: Kind::Quorum, levels: Levels::Bands(ends), max_ttr: EVERY };
+        let style = Style { kind: Kind::Quorum, levels: Levels::Bands(ends), max_ttr: EVERY, native: false };
         let layout = Layout::new(&QueueName::new("q").unwrap(), style);
         layout.foreign_bands().iter().map(|name| name.as_str().to_owned()).collect()
     }
