@@ -70,7 +70,11 @@ impl Shared {
                 counts.sum::<Option<u64>>().map_or(Figure::Unknown, Figure::Approximate)
             }
             Err(e) => {
-                tracing::debug!(queue = layout.queue.as_str(), error = anyqueue_core::chain(&e), "reserved tasks are not counted");
+                tracing::debug!(
+                    queue = layout.queue.as_str(),
+                    error = anyqueue_core::chain(&e),
+                    "reserved tasks are not counted"
+                );
                 Figure::Unknown
             }
         }

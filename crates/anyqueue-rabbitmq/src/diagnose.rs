@@ -12,9 +12,15 @@ pub(crate) async fn findings(shared: &Shared) -> Result<Vec<Finding>> {
     let mut findings = of_version(&shared.version);
     let config = &shared.config;
     let mut found = |severity, text: String| findings.push(Finding { severity, text });
-    let text = format!("heartbeats go each {}s; a dead connection is noticed within {}", config.heartbeat(), time::show(config.liveness * 2));
+    let text = format!(
+        "heartbeats go each {}s; a dead connection is noticed within {}",
+        config.heartbeat(),
+        time::show(config.liveness * 2)
+    );
     found(Severity::Note, text);
-    for (queue, style) in [(None, &config.style)].into_iter().chain(config.queues.iter().map(|(queue, style)| (Some(queue), style))) {
+    for (queue, style) in
+        [(None, &config.style)].into_iter().chain(config.queues.iter().map(|(queue, style)| (Some(queue), style)))
+    {
         let who = queue.map_or_else(|| "queues".into(), |queue| format!("queue `{queue}`"));
         found(Severity::Note, format!("{who}: {}", resolved(style)));
         if style.kind == Kind::Classic {

@@ -45,7 +45,8 @@ struct Rows {
 impl Management {
     /// Reads the option. User and password are those of the broker unless it has its own.
     pub(crate) fn read(text: &str, user: &str, password: &str) -> Result<Self> {
-        let bad = |why: &str| Error::config(format!("option `management`: {why}; write it like `http://user:password@host:15672`"));
+        let bad =
+            |why: &str| Error::config(format!("option `management`: {why}; write it like `http://user:password@host:15672`"));
         // What was written may hold a password, so no part of it is repeated.
         let url = BrokerUrl::parse(text).map_err(|_| bad("it is no URL"))?;
         if url.scheme != "http" {

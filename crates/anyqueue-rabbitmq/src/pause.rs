@@ -43,7 +43,8 @@ impl Shared {
 
     pub(crate) async fn mark(&self, layout: &Layout, time: Option<Duration>) -> Result<()> {
         let posts: Vec<_> = (0..MARKERS).map(|_| self.marker(layout, time)).collect::<Result<_>>()?;
-        let ours = |name: &str| posts.iter().any(|post| post.properties.message_id().as_ref().is_some_and(|own| own.as_str() == name));
+        let ours =
+            |name: &str| posts.iter().any(|post| post.properties.message_id().as_ref().is_some_and(|own| own.as_str() == name));
         let walk = self.walk(layout.pause.as_str()).await?;
         for put in self.publish(&posts).await {
             put?;

@@ -9,8 +9,8 @@ use lapin::{Channel, ExchangeKind};
 
 use crate::config::Kind;
 use crate::error;
-use crate::names;
 use crate::layout::{self, Ladder, Layout, RUNGS};
+use crate::names;
 use crate::shared::Shared;
 
 const DURABLE: QueueDeclareOptions =

@@ -44,7 +44,8 @@ pub async fn start_with<T: AsRef<str>>(plugins: &str, settings: impl IntoIterato
     }
     let distribution = free_port()?.to_string();
     let port_of_epmd = epmd.address().port().to_string();
-    let mut launch = Launch::new("sh").args(["-c", PREPARE, "sh", &conf, plugins]).ready(Ready::Output("Server startup complete".into()));
+    let mut launch =
+        Launch::new("sh").args(["-c", PREPARE, "sh", &conf, plugins]).ready(Ready::Output("Server startup complete".into()));
     for (name, value) in [
         ("HOME", "{dir}/home"),
         ("RABBITMQ_SCRIPTS", SCRIPTS),
