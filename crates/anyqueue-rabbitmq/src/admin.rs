@@ -70,6 +70,22 @@ impl Shared {
         self.count(&channel, queue).await?.map(u64::from).ok_or_else(missing)
     }
 
+    /// What the management API cannot tell now is unknown; `check` says why.
+    async fn reserved(&self, layout: &Layout) -> Figure {
+        let Some(management) = &self.config.management else { return Figure::Unknown };
+        let mut reserved = 0;
+        for band in &layout.bands {
+            match management.reserved(&self.config.vhost, band.as_str(), self.config.timeout).await {
+                Ok(count) => reserved += count.unwrap_or(0),
+                Err(e) => {
+                    tracing::debug!(error = anyqueue_core::chain(&e), "what is reserved is not known");
+                    return Figure::Unknown;
+                }
+            }
+        }
+        Figure::Approximate(reserved)
+    }
+
     async fn purge_one(&self, queue: &ShortString) -> Result<u64> {
         let channel = self.asking().await?;
         let purge = channel.queue_purge(queue.clone(), QueuePurgeOptions::default());
@@ -215,6 +231,7 @@ impl Admin for RabbitBroker {
             Ok(Stats {
                 ready: Figure::Approximate(ready),
                 held: Figure::Approximate(shared.counted(&layout.held).await?),
+                reserved: shared.reserved(&layout).await,
                 ..Stats::default()
             })
         });

@@ -96,6 +96,10 @@ pub(crate) fn of(config: &Config, style: &Style) -> Capabilities {
         durability: if classic { Durability::Process } else { Durability::Power },
         durability_caveat: classic.then_some("a server that dies while a delayed task changes rungs may lose it"),
         max_payload: Some(config.max_payload),
+        counts: Counts {
+            reserved: if config.management.is_some() { Exactness::Approximate } else { Exactness::Unknown },
+            ..CAPABILITIES.counts
+        },
         link: Link::Network { liveness: config.liveness },
         frozen_bound: config.liveness * 2,
         ..CAPABILITIES

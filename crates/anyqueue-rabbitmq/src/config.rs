@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyqueue_core::time::MAX_TTR;
 use anyqueue_core::{ConnectOptions, Create, Error, Levels, OptionSpec, Options, QueueName, Result, priority, time};
 
+use crate::management::Management;
+
 /// The largest body by default: 16 MiB.
 pub(crate) const MAX_PAYLOAD: u64 = 16 << 20;
 /// What RabbitMQ 3.10 takes as one message (`max_message_size`).
@@ -37,6 +39,15 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     option("consumer_timeout", "30m", "the server's `consumer_timeout`; a task may be reserved for two minutes less", true),
     option("max_payload", "16777216", "the largest body, in bytes", false),
     option("liveness", "8s", "a dead connection is noticed within twice this; heartbeats are sent accordingly", false),
+    OptionSpec {
+        secret: true,
+        ..option(
+            "management",
+            "none",
+            "`http://user:password@host:15672`: the management API, which counts what is reserved",
+            false,
+        )
+    },
     option("tls_ca", "the system's", "a file with the certificates to trust, for `amqps:`", false),
     option("tls_certificate", "none", "a file with the certificate that we show, for `amqps:`", false),
     option("tls_key", "none", "the file with the key of that certificate", false),
@@ -81,6 +92,7 @@ pub(crate) struct Config {
     pub(crate) password: String,
     pub(crate) vhost: String,
     pub(crate) tls: Option<Tls>,
+    pub(crate) management: Option<Management>,
     pub(crate) style: Style,
     pub(crate) queues: BTreeMap<QueueName, Style>,
     pub(crate) max_payload: u64,
@@ -139,6 +151,7 @@ impl Config {
             password: url.password.clone().unwrap_or_else(|| "guest".into()),
             vhost: if url.path.is_empty() { "/".into() } else { url.path.clone() },
             tls: tls(secure, given)?,
+            management: given.text("management")?.map(|text| Management::read(&text)).transpose()?,
             style,
             queues: options.queues.iter().map(of_queue).collect::<Result<_>>()?,
             max_payload,

@@ -3,7 +3,7 @@
 use anyqueue_core::{Finding, Result, Severity, time};
 
 use crate::config::Kind;
-use crate::layout::Ladder;
+use crate::layout::{Ladder, NOTES};
 use crate::shared::Shared;
 
 /// Looks for what loses tasks, or keeps workers from working.
@@ -31,6 +31,11 @@ pub(crate) async fn findings(shared: &Shared) -> Result<Vec<Finding>> {
             let text = "a server that dies while a delayed task changes rungs may lose it; `type = \"quorum\"` does not";
             found(Severity::Warning, format!("{which} of the type classic: {text}"));
         }
+    }
+    if let Some(management) = &config.management
+        && let Err(e) = management.reserved(&config.vhost, NOTES, config.timeout).await
+    {
+        found(Severity::Warning, format!("{e}; what is reserved is not known"));
     }
     for kind in [Kind::Quorum, Kind::Classic] {
         let strays = shared.strays(Ladder(kind)).await?;

@@ -1,4 +1,4 @@
-//! Several addresses, and TLS.
+//! Several addresses, TLS, and the management API.
 
 use std::path::Path;
 
@@ -90,4 +90,32 @@ async fn a_server_with_a_certificate_is_trusted_if_the_settings_say_so() {
     let delivery = next(&mut *consumer).await;
     assert_eq!(Sample::number(&delivery), Some(1));
     settle(&*consumer, &delivery, Settlement::Done).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_management_api_counts_what_is_reserved() {
+    let port = anyqueue_testkit::free_port().unwrap();
+    let settings = ["management.tcp.ip = 127.0.0.1".into(), format!("management.tcp.port = {port}")];
+    let node = rabbitmq::start_with("rabbitmq_management", settings).await.unwrap();
+    let queue = name("counted");
+    let open = |user: &str| {
+        let mut options = options(&node, "");
+        options.options.set("management", format!("http://{user}@127.0.0.1:{port}"));
+        async move { anyqueue_rabbitmq::DRIVER.open(options).await.unwrap() }
+    };
+    let broker = open("guest:guest").await;
+    broker.declare(&queue).await.unwrap();
+    broker.send(&queue, &Sample::many(3)).await.into_iter().for_each(|sent| drop(sent.unwrap()));
+    let mut consumer = consumer(&*broker, &queue).await;
+    let _reserved = (next(&mut *consumer).await, next(&mut *consumer).await);
+    let until = Instant::now() + SOON * 2;
+    while broker.admin().stats(&queue).await.unwrap().reserved.value().is_none_or(|count| count < 2) {
+        assert!(Instant::now() < until, "the API's figures are some seconds old, not more");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(!broker.diagnose().await.unwrap().iter().any(|finding| finding.text.contains("management")));
+    let stranger = open("guest:s3cret").await;
+    assert_eq!(stranger.admin().stats(&queue).await.unwrap().reserved.value(), None, "unknown is not 0");
+    let findings = stranger.diagnose().await.unwrap();
+    assert!(findings.iter().any(|finding| finding.text.contains("management API") && !finding.text.contains("s3cret")));
 }
