@@ -5,8 +5,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use anyqueue_core::{Bytes, Result};
+use anyqueue_core::{Bytes, Error, ErrorKind, Result};
 use lapin::BasicProperties;
 use lapin::types::ShortString;
 
@@ -19,6 +20,8 @@ use crate::shared::Shared;
 #[derive(Debug, Default)]
 pub(crate) struct Notes(Mutex<HashMap<Arc<str>, u64>>);
 
+/// How long reading them may take.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Names in one note.
 const NAMES: usize = 1024;
 /// More than are kept.
@@ -67,7 +70,7 @@ impl Shared {
             return;
         }
         if messages.iter().any(suspect)
-            && let Err(e) = self.read_notes().await
+            && let Err(e) = self.read_notes_in_time().await
         {
             tracing::debug!(error = anyqueue_core::chain(&e), "notes cannot be read; tasks that came back count as crashed");
         }
@@ -75,6 +78,12 @@ impl Shared {
             let unharmed = self.notes.of(message);
             settle(message, unharmed);
         }
+    }
+
+    /// Leases are not looked after meanwhile, so that this must be short.
+    async fn read_notes_in_time(&self) -> Result<()> {
+        let late = || Error::new(ErrorKind::Timeout, "the notes are not read in time");
+        tokio::time::timeout(PATIENCE, self.read_notes()).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn read_notes(&self) -> Result<()> {

@@ -113,7 +113,12 @@ impl Publishing<'_> {
         if !answers.iter().any(came_back) {
             return answers;
         }
-        shared.forget(&layout.queue);
+        let of_band = |(post, answer): (&Post, &Result<()>)| came_back(answer) && layout.bands.contains(&post.key);
+        match posts.iter().zip(&answers).any(of_band) {
+            true => shared.forget(&layout.queue),
+            // What is consumed is still there, and its leases hold.
+            false => shared.reconsider(&layout.queue),
+        }
         if shared.config.create == Create::Auto && shared.ensure(layout).await.is_ok() {
             let again: Vec<usize> = (0..posts.len()).filter(|at| came_back(&answers[*at])).collect();
             let back: Vec<Post> = again.iter().map(|at| posts[*at].clone()).collect();

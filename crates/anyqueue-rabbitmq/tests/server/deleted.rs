@@ -130,6 +130,8 @@ async fn a_hold_makes_the_queue_of_held_tasks_anew() {
     let held = Incoming::read(&delivery, "default", Defaults::default()).unchanged(Duration::ZERO);
     settle(&*consumer, &delivery, Settlement::Hold(held, "enough".into())).await;
     assert_eq!(broker.admin().peek(&queue, State::Held, 5).await.unwrap().len(), 1);
+    let more = consumer.reserve(NonZeroUsize::MIN, Duration::from_millis(500)).await.unwrap();
+    assert!(more.is_empty(), "it is held, and nowhere else");
 }
 
 #[tokio::test(flavor = "multi_thread")]
