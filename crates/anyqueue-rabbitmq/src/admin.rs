@@ -160,8 +160,8 @@ impl Admin for RabbitBroker {
             }
             Ok(Stats {
                 ready: Figure::Approximate(ready),
-                reserved: shared.reserved(&layout).await,
                 held: Figure::Approximate(shared.counted(&layout.held).await?),
+                reserved: shared.reserved(&layout).await,
                 ..Stats::default()
             })
         });

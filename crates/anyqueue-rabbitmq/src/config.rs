@@ -39,16 +39,18 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     option("consumer_timeout", "30m", "the server's `consumer_timeout`; a task may be reserved for two minutes less", true),
     option("max_payload", "16777216", "the largest body, in bytes", false),
     option("liveness", "8s", "a dead connection is noticed within twice this; heartbeats are sent accordingly", false),
+    OptionSpec {
+        secret: true,
+        ..option(
+            "management",
+            "none",
+            "`http://user:password@host:15672`: the management API, which counts what is reserved",
+            false,
+        )
+    },
     option("tls_ca", "the system's", "a file with the certificates to trust, for `amqps:`", false),
     option("tls_certificate", "none", "a file with the certificate that we show, for `amqps:`", false),
     option("tls_key", "none", "the file with the key of that certificate", false),
-    OptionSpec {
-        key: "management",
-        default: "none",
-        help: "the management API, `http://user:password@host:15672`, for counts that AMQP does not tell",
-        per_queue: false,
-        secret: true,
-    },
 ];
 
 /// The type of a queue.
@@ -142,7 +144,9 @@ impl Config {
         let style = standard.with(given)?;
         let of_queue = |(queue, own): (&QueueName, &Options)| style.with(own).map(|style| (queue.clone(), style));
         let (user, password) = (url.user.as_deref().unwrap_or("guest"), url.password.as_deref().unwrap_or("guest"));
-        let management = given.text("management")?.map(|text| Management::read(&text, user, password)).transpose()?;
+        // What goes to the broker in secret does not go to the API in the clear.
+        let shared = (!secure).then_some((user, password));
+        let management = given.text("management")?.map(|text| Management::read(&text, shared)).transpose()?;
         Ok(Self {
             name: options.name.to_string(),
             url: url.to_string(),

@@ -15,6 +15,9 @@ use crate::settle::RabbitSettler;
 use crate::shared::Shared;
 use crate::withheld::{Fate, Withheld};
 
+/// A server that hesitates to say whether it has tasks is waited for this long beyond the time that was given.
+const HESITATION: Duration = Duration::from_secs(2);
+
 /// Takes tasks from one queue. All I/O is the keeper's, so that a dropped `reserve` loses nothing.
 #[derive(Debug)]
 pub(crate) struct RabbitConsumer {
@@ -54,13 +57,13 @@ impl RabbitConsumer {
                 }
                 state.looked
             };
-            if now >= until && looked {
+            if now >= until && (looked || now >= until + HESITATION) {
                 return Ok(taken);
             }
             line.wake.notify_one();
             tokio::select! {
                 () = rung => {}
-                () = clock.sleep_until(until), if now < until => {}
+                () = clock.sleep_until(if now < until { until } else { until + HESITATION }) => {}
             }
             waiting.renew();
         }

@@ -202,7 +202,7 @@ impl Keeper {
         let session = Session { channel: self.shared.work.channel().await?, epoch: self.shared.epoch() };
         {
             let mut state = self.line.state();
-            (state.session, state.epoch) = (Some(session.clone()), session.epoch);
+            (state.session, state.epoch, state.renew) = (Some(session.clone()), session.epoch, false);
         }
         Ok(session)
     }

@@ -2,8 +2,7 @@
 //!
 //! `amqp://user:password@host:5672/vhost`, several hosts of a cluster in one URL (`amqp://a,b:5673/jobs`), or `amqps://…` for
 //! TLS (the feature `tls`, on by default: rustls with ring). Options, after `?` or in `queue.toml`: `type`, `bands`,
-//! `consumer_timeout`, `max_payload`, `liveness`, `tls_ca`, `tls_certificate`, `tls_key`,
-//! `management`.
+//! `x_max_priority`, `consumer_timeout`, `max_payload`, `liveness`, `management`, `tls_ca`, `tls_certificate`, `tls_key`.
 //!
 //! # On the server
 //! | name | what |

@@ -307,6 +307,15 @@ mod tests {
     }
 
     #[test]
+    fn nothing_begins_while_somebody_works_on_the_queue() {
+        let mut state = State { withheld: 1, waiting: 1, ..State::default() };
+        let now = Moment::default();
+        assert!(!state.wanted(now) && !state.begin(&(0..=0), 1, now) && state.is_quiet());
+        state.withheld = 0;
+        assert!(state.wanted(now) && state.begin(&(0..=0), 1, now) && !state.is_quiet());
+    }
+
+    #[test]
     fn a_settle_of_a_session_that_is_over_says_nothing_of_what_is_open_now() {
         let mut state = State { epoch: 8, bands: vec![Band { open: 2, ..Band::default() }], ..State::default() };
         state.consuming = Some((3, 4));

@@ -44,7 +44,7 @@ struct Rows {
 
 impl Management {
     /// Reads the option. User and password are those of the broker unless it has its own.
-    pub(crate) fn read(text: &str, user: &str, password: &str) -> Result<Self> {
+    pub(crate) fn read(text: &str, broker: Option<(&str, &str)>) -> Result<Self> {
         let bad =
             |why: &str| Error::config(format!("option `management`: {why}; write it like `http://user:password@host:15672`"));
         // What was written may hold a password, so no part of it is repeated.
@@ -56,8 +56,8 @@ impl Management {
         if !url.path.is_empty() || !url.query.is_empty() {
             return Err(bad("nothing follows host and port"));
         }
-        let user = url.user.as_deref().unwrap_or(user);
-        let password = url.password.as_deref().unwrap_or(password);
+        let own = url.user.as_deref().zip(url.password.as_deref());
+        let (user, password) = own.or(broker).ok_or_else(|| bad("beside `amqps:` it takes a user and a password of its own"))?;
         let authorization = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
         Ok(Self { host: host.clone(), port: port.unwrap_or(PORT), authorization })
     }
@@ -158,11 +158,12 @@ mod tests {
 
     #[test]
     fn the_option_is_read_and_its_password_never_shown() {
-        let read = |text| Management::read(text, "me", "s3cret");
+        let read = |text| Management::read(text, Some(("me", "s3cret")));
         let own = read("http://op:pw%40@node").unwrap();
         assert_eq!((own.port, own.authorization.as_str()), (15672, "b3A6cHdA"));
         assert_eq!(read("http://node:1").unwrap().authorization, "bWU6czNjcmV0");
         assert!(!format!("{own:?}").contains("b3A6"));
+        assert!(Management::read("http://node", None).unwrap_err().to_string().contains("of its own"));
         for bad in ["https://op:pw0@node", "http://op:pw0@a,b", "http://op:pw0@a/api", "pw0"] {
             let error = read(bad).unwrap_err().to_string();
             assert!(error.contains("`management`") && !error.contains("pw0"), "{error}");

@@ -113,7 +113,12 @@ impl Publishing<'_> {
         if !answers.iter().any(came_back) {
             return answers;
         }
-        shared.forget(&layout.queue);
+        let of_band = |(post, answer): (&Post, &Result<()>)| came_back(answer) && layout.bands.contains(&post.key);
+        match posts.iter().zip(&answers).any(of_band) {
+            true => shared.forget(&layout.queue),
+            // What is consumed is still there, and its leases hold.
+            false => shared.reconsider(&layout.queue),
+        }
         if shared.config.create == Create::Auto && shared.ensure(layout).await.is_ok() {
             let again: Vec<usize> = (0..posts.len()).filter(|at| came_back(&answers[*at])).collect();
             let back: Vec<Post> = again.iter().map(|at| posts[*at].clone()).collect();
@@ -170,14 +175,7 @@ impl Publishing<'_> {
             back.extend(message.map(|message| message.delivery.properties.message_id().clone()));
             answers.push(answer);
         }
-        for (answer, post) in answers.iter_mut().zip(posts) {
-            if back.contains(post.properties.message_id()) {
-                *answer = Err(returned(post));
-            } else if !clean && !back.is_empty() && answer.is_ok() {
-                // It may have come back, and the news of that may wait for a word that never came.
-                *answer = Err(error::late("basic.publish"));
-            }
-        }
+        deal_out(posts, &mut answers, &back, clean);
         (answers, clean)
     }
 
@@ -217,6 +215,18 @@ fn read(word: Confirmation) -> (Result<()>, Option<BasicReturnMessage>) {
     }
 }
 
+/// Tells those tasks that came back, whichever confirm brought the news.
+fn deal_out(posts: &[Post], answers: &mut [Result<()>], back: &HashSet<Option<ShortString>>, clean: bool) {
+    for (answer, post) in answers.iter_mut().zip(posts) {
+        if back.contains(post.properties.message_id()) {
+            *answer = Err(returned(post));
+        } else if !clean && !back.is_empty() && answer.is_ok() {
+            // It may have come back, and the news of that may wait for a word that never came.
+            *answer = Err(error::late("basic.publish"));
+        }
+    }
+}
+
 fn returned(post: &Post) -> Error {
     let place = if post.exchange.as_str().is_empty() { &post.key } else { &post.exchange };
     let text = "the server has no queue for it and gave the task back; run `queue-runner init`";
@@ -231,4 +241,31 @@ fn came_back(answer: &Result<()>) -> bool {
 /// A connection that could not be made, so that nothing was sent.
 fn without_effect(e: &Error) -> Error {
     Error::new(e.kind(), e.message().to_owned()).because(anyqueue_core::chain(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn post(name: &str) -> Post {
+        let properties = BasicProperties::default().with_message_id(name.into());
+        Post { exchange: "".into(), key: "q".into(), properties, body: Bytes::new() }
+    }
+
+    #[test]
+    fn what_came_back_is_told_by_its_name() {
+        let posts = [post("a"), post("b"), post("c")];
+        let back: HashSet<_> = [Some(ShortString::from("b"))].into();
+        let mut answers = vec![Ok(()), Ok(()), Ok(())];
+        deal_out(&posts, &mut answers, &back, true);
+        assert_eq!(answers.iter().map(came_back).collect::<Vec<_>>(), [false, true, false]);
+        assert!(answers[0].is_ok() && answers[2].is_ok());
+        let mut answers = vec![Ok(()), Ok(()), Err(error::late("basic.publish"))];
+        deal_out(&posts, &mut answers, &back, false);
+        assert_eq!(answers.iter().map(came_back).collect::<Vec<_>>(), [false, true, false]);
+        assert!(answers[0].as_ref().is_err_and(|e| e.effect() == Effect::Unknown), "its return may still be on its way");
+        let mut answers = vec![Ok(()), Err(error::late("basic.publish"))];
+        deal_out(&posts[..2], &mut answers, &HashSet::new(), false);
+        assert!(answers[0].is_ok(), "nothing has come back");
+    }
 }

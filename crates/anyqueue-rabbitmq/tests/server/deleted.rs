@@ -81,14 +81,14 @@ async fn of_a_batch_over_a_missing_band_those_tasks_fail_that_came_back() {
     broker.declare(&queue).await.unwrap();
     let (_connection, channel) = other(&node).await;
     delete(&channel, &format!("{queue};0")).await;
-    let mixed = |number: u64| Sample::new(number).priority(if number % 3 == 0 { 0 } else { 1024 }).envelope();
+    let mixed = |number: u64| Sample::new(number).priority(if number.is_multiple_of(3) { 0 } else { 1024 }).envelope();
     let batches = (0..4).map(|batch| {
         let (broker, queue) = (broker.clone(), queue.clone());
         async move { broker.send(&queue, &(batch * 50..batch * 50 + 50).map(mixed).collect::<Vec<_>>()).await }
     });
     let answers: Vec<_> = futures::future::join_all(batches).await.into_iter().flatten().collect();
     for (number, answer) in answers.iter().enumerate() {
-        assert_eq!(answer.is_ok(), number % 3 != 0, "task {number}: {answer:?}");
+        assert_eq!(answer.is_ok(), !number.is_multiple_of(3), "task {number}: {answer:?}");
     }
     let error = answers.into_iter().next().unwrap().unwrap_err();
     assert!(error.kind() == ErrorKind::NotFound && error.to_string().contains(";0"), "{error}");
@@ -130,6 +130,8 @@ async fn a_hold_makes_the_queue_of_held_tasks_anew() {
     let held = Incoming::read(&delivery, "default", Defaults::default()).unchanged(Duration::ZERO);
     settle(&*consumer, &delivery, Settlement::Hold(held, "enough".into())).await;
     assert_eq!(broker.admin().peek(&queue, State::Held, 5).await.unwrap().len(), 1);
+    let more = consumer.reserve(NonZeroUsize::MIN, Duration::from_millis(500)).await.unwrap();
+    assert!(more.is_empty(), "it is held, and nowhere else");
 }
 
 #[tokio::test(flavor = "multi_thread")]

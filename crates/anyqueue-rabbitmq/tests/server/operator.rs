@@ -204,6 +204,7 @@ async fn the_management_api_counts_what_workers_have() {
         assert!(Instant::now() < until, "{:?}", broker.admin().stats(&queue).await);
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
+    assert!(!format!("{:?}", broker.diagnose().await.unwrap()).contains("management"));
     let plain = connect(&node, "").await;
     assert_eq!(plain.admin().stats(&queue).await.unwrap().reserved, Figure::Unknown, "never nought");
     let wrong = connect(&node, &format!("management=http://guest:wr0ng@127.0.0.1:{port}")).await;

@@ -68,7 +68,7 @@ impl RawRabbitMq {
         for count in 1..=tasks {
             let delivery = feed.next().await.expect("goes on").expect("a delivery");
             drop(serde_json::from_slice::<Payload>(&delivery.data).expect("a payload"));
-            if count % BATCH == 0 || count == tasks {
+            if count.is_multiple_of(BATCH) || count == tasks {
                 self.working.basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: true }).await.expect("acknowledges");
             }
         }
