@@ -133,6 +133,15 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_counts_only_harm_is_told_by_its_header() {
+        for (header, harmed_only) in [("x-delivery-count", false), ("x-acquired-count", true)] {
+            let mut delivery = Delivery::mock(7, "".into(), "q".into(), true, b"{}".to_vec());
+            delivery.properties = BasicProperties::default().with_headers(table(&[(header, AMQPValue::LongLongInt(2))]));
+            assert_eq!(Message::new(delivery, SystemTime::now()).harmed_only, harmed_only, "{header}");
+        }
+    }
+
+    #[test]
     fn a_foreign_task_says_nothing_and_a_classic_queue_not_how_often() {
         let delivery = Delivery::mock(7, "".into(), "q".into(), true, b"{}".to_vec());
         let message = Message::new(delivery, SystemTime::now());
