@@ -11,15 +11,13 @@ use lapin::options::QueuePurgeOptions;
 use lapin::types::ShortString;
 
 use crate::broker::RabbitBroker;
-use crate::layout::{Ladder, Layout, RUNGS};
+use crate::layout::Layout;
 use crate::message::Message;
-use crate::publish::Post;
 use crate::shared::Shared;
+use crate::withheld::{Fate, Withheld};
 
 /// By then a quorum queue has done what it was told before.
 const OVERTAKEN: Duration = Duration::from_millis(50);
-/// The most that one walk takes from a queue.
-const MOST: usize = 100_000;
 
 fn needs_log(what: &str) -> Error {
     let text = format!("{what} needs a task log: RabbitMQ finds no task by its id");
@@ -27,47 +25,59 @@ fn needs_log(what: &str) -> Error {
 }
 
 impl Shared {
-    fn incoming(&self, layout: &Layout, message: &Message) -> Incoming {
+    pub(crate) fn incoming(&self, layout: &Layout, message: &Message) -> Incoming {
         let peeked = message.peeked(State::Held, self.clock.wall());
         let defaults = Defaults { ttr: message.ttr.unwrap_or(Defaults::default().ttr), ..Defaults::default() };
         Incoming::peeked(&peeked, &self.config.name, layout.queue.as_str(), defaults)
     }
 
-    /// A held task as it goes on: the same body.
-    fn again(&self, layout: &Layout, message: &Message) -> Post {
-        let task = self.incoming(layout, message).unchanged(Duration::ZERO);
-        Post { body: message.raw.clone(), ..self.post(layout, &task) }
-    }
-
-    /// Has the consumers of this process put back what they fetched and have not handed out. Says whether there are any.
-    async fn flush(&self, layout: &Layout) -> bool {
+    /// Has the consumers of this process put back what they fetched and have not handed out, and fetch nothing meanwhile.
+    async fn withhold(&self, layout: &Layout, fate: Fate) -> Vec<Withheld> {
         let lines = self.lines(Some(&layout.queue));
-        for line in &lines {
-            line.flushed(self).await;
-        }
-        !lines.is_empty()
+        futures::future::join_all(lines.iter().map(|line| Withheld::begin(line, self, fate))).await
     }
 
     async fn purge_ready(&self, layout: &Layout) -> Result<u64> {
-        let mut rounds = 1 + u32::from(self.flush(layout).await);
-        let mut count = 0;
+        let withheld = self.withhold(layout, Fate::Gone).await;
+        let mut rounds = 1 + u32::from(!withheld.is_empty());
+        let mut count = withheld.iter().map(Withheld::purged).sum();
         while rounds > 0 {
             for band in &layout.bands {
                 count += self.purge_one(band).await?;
             }
             rounds -= 1;
             if rounds > 0 {
-                // A quorum queue may put what comes back behind what is asked later.
+                // A quorum queue may put what comes back, since it was on its way here, behind what is asked later.
                 tokio::time::sleep(OVERTAKEN).await;
             }
         }
         Ok(count)
     }
 
-    async fn counted(&self, queue: &ShortString) -> Result<u64> {
+    pub(crate) async fn counted(&self, queue: &ShortString) -> Result<u64> {
         let channel = self.asking().await?;
         let missing = || Error::new(ErrorKind::NotFound, "the queue is not there").with("server_queue", queue);
         self.count(&channel, queue).await?.map(u64::from).ok_or_else(missing)
+    }
+
+    /// What workers have, fetched ahead included. AMQP does not tell.
+    async fn reserved(&self, layout: &Layout) -> Figure {
+        let Some(management) = &self.config.management else { return Figure::Unknown };
+        match management.queues(&self.config.vhost, &layout.queue, self.config.timeout).await {
+            Ok(rows) => {
+                let ours = |name: &str| layout.bands.iter().any(|band| band.as_str() == name);
+                let counts = rows.iter().filter(|row| ours(&row.name)).map(|row| row.messages_unacknowledged);
+                counts.sum::<Option<u64>>().map_or(Figure::Unknown, Figure::Approximate)
+            }
+            Err(e) => {
+                tracing::debug!(
+                    queue = layout.queue.as_str(),
+                    error = anyqueue_core::chain(&e),
+                    "reserved tasks are not counted"
+                );
+                Figure::Unknown
+            }
+        }
     }
 
     async fn purge_one(&self, queue: &ShortString) -> Result<u64> {
@@ -77,7 +87,7 @@ impl Shared {
     }
 
     async fn peek_ready(&self, layout: &Layout, limit: usize) -> Result<Vec<Message>> {
-        self.flush(layout).await;
+        let _withheld = self.withhold(layout, Fate::Back).await;
         let walk = self.walk(layout.queue.as_str()).await?;
         let mut all = Vec::new();
         for band in &layout.bands {
@@ -86,85 +96,28 @@ impl Shared {
             }
         }
         let names: Vec<_> = all.iter().filter_map(|message| message.name.clone()).collect();
-        self.note(&names).await?;
+        self.note(layout, &names).await?;
         walk.end().await?;
         Ok(all)
     }
 
-    async fn delayed(&self, layout: &Layout, limit: usize, remove: bool) -> Result<Vec<Message>> {
-        let mut found = Vec::new();
-        let walk = self.walk(layout.ladder.end().as_str()).await?;
-        for rung in 0..RUNGS {
-            for message in walk.take(&layout.ladder.rung(rung), MOST).await? {
-                let target = Ladder::target(message.key.as_str());
-                if target.is_some_and(|target| layout.bands.iter().any(|band| band.as_str() == target)) {
-                    if remove {
-                        walk.remove(&message).await?;
-                    }
-                    found.push(message);
-                }
-            }
-            // What is due soon is on the low rungs, and must not be out of sight for longer than need be.
-            walk.give_back().await?;
-            if found.len() >= limit {
-                break;
-            }
-        }
-        walk.end().await?;
-        found.sort_by_key(|message| message.due);
-        found.truncate(limit);
-        Ok(found)
-    }
-
     async fn held(&self, layout: &Layout, skip: usize, limit: usize) -> Result<(Vec<Message>, bool)> {
         let walk = self.walk(layout.held.as_str()).await?;
-        let mut all = walk.take(&layout.held, skip.saturating_add(limit).saturating_add(1).min(MOST)).await?;
+        let mut slices = walk.slices(&layout.held, skip.saturating_add(limit).saturating_add(1));
+        let (mut page, mut seen) = (Vec::new(), 0);
+        loop {
+            let slice = slices.next().await?;
+            if slice.is_empty() {
+                break;
+            }
+            let before = seen;
+            seen += slice.len();
+            page.extend(slice.into_iter().skip(skip.saturating_sub(before)));
+        }
         walk.end().await?;
-        let more = all.len() > skip + limit;
-        let end = all.len().min(skip + limit);
-        let page = all.drain(skip.min(end)..end).collect();
+        let more = page.len() > limit;
+        page.truncate(limit);
         Ok((page, more))
-    }
-
-    async fn kick(&self, layout: &Layout, which: &Which) -> Result<u64> {
-        let most = match which {
-            Which::First(0) => return Ok(0),
-            Which::First(count) => usize::try_from(*count).unwrap_or(MOST).min(MOST),
-            Which::Ids(ids) if ids.is_empty() => return Ok(0),
-            Which::Ids(_) | Which::All => MOST,
-        };
-        let walk = self.walk(layout.held.as_str()).await?;
-        let mut chosen = walk.take(&layout.held, most).await?;
-        if let Which::Ids(ids) = which {
-            chosen.retain(|message| ids.contains(&self.incoming(layout, message).id));
-        }
-        let posts: Vec<_> = chosen.iter().map(|message| self.again(layout, message)).collect();
-        let (mut kicked, mut failed) = (0, None);
-        for (message, answer) in chosen.iter().zip(self.publish(&posts).await) {
-            match answer {
-                Ok(()) => {
-                    walk.remove(message).await?;
-                    kicked += 1;
-                }
-                Err(e) => failed = Some(e),
-            }
-        }
-        walk.end().await?;
-        failed.filter(|_| kicked == 0).map_or(Ok(kicked), Err)
-    }
-
-    async fn delete_held(&self, layout: &Layout, ids: &[TaskId]) -> Result<Vec<bool>> {
-        let walk = self.walk(layout.held.as_str()).await?;
-        let mut found = vec![false; ids.len()];
-        for message in walk.take(&layout.held, MOST).await? {
-            let id = self.incoming(layout, &message).id;
-            if let Some(at) = ids.iter().position(|wanted| *wanted == id) {
-                walk.remove(&message).await?;
-                found[at] = true;
-            }
-        }
-        walk.end().await?;
-        Ok(found)
     }
 }
 
@@ -208,6 +161,7 @@ impl Admin for RabbitBroker {
             Ok(Stats {
                 ready: Figure::Approximate(ready),
                 held: Figure::Approximate(shared.counted(&layout.held).await?),
+                reserved: shared.reserved(&layout).await,
                 ..Stats::default()
             })
         });
@@ -223,7 +177,7 @@ impl Admin for RabbitBroker {
         let looked = verb!(|shared, layout| {
             let found = match state {
                 State::Ready => shared.peek_ready(&layout, limit).await?,
-                State::Delayed => shared.delayed(&layout, limit, false).await?,
+                State::Delayed => shared.peek_delayed(&layout, limit).await?,
                 State::Held => shared.held(&layout, 0, limit).await?.0,
                 State::Reserved => Vec::new(),
             };
@@ -270,14 +224,15 @@ impl Admin for RabbitBroker {
         let states = states.to_vec();
         let purged = verb!(|shared, layout| {
             let mut count = 0;
-            if states.contains(&State::Ready) {
-                count += shared.purge_ready(&layout).await?;
+            // What falls due meanwhile is ready, and that comes last.
+            if states.contains(&State::Delayed) {
+                count += shared.purge_delayed(&layout).await?;
             }
             if states.contains(&State::Held) {
                 count += shared.purge_one(&layout.held).await?;
             }
-            if states.contains(&State::Delayed) {
-                count += shared.delayed(&layout, MOST, true).await?.len() as u64;
+            if states.contains(&State::Ready) {
+                count += shared.purge_ready(&layout).await?;
             }
             Ok(count)
         });
@@ -288,7 +243,7 @@ impl Admin for RabbitBroker {
         let paused = verb!(|shared, layout| {
             shared.mark(&layout, time).await?;
             shared.set_marked(&layout.queue, true);
-            shared.flush(&layout).await;
+            drop(shared.withhold(&layout, Fate::Back).await);
             Ok(())
         });
         self.verb("pause", queue, paused).await

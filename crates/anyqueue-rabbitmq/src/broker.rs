@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyqueue_core::{
-    Accepted, Admin, Broker, BrokerInfo, Capabilities, ConnectOptions, ConsumeOptions, Consumer, Create, Declared, Envelope,
-    Error, ErrorKind, Finding, QueueName, Result, async_trait,
+    Accepted, Admin, Broker, BrokerInfo, Capabilities, ConnectOptions, ConsumeOptions, Consumer, Declared, Envelope, Error,
+    ErrorKind, Finding, QueueName, Result, async_trait,
 };
 use tokio::sync::Mutex;
 
@@ -17,6 +17,7 @@ use crate::hello::Version;
 use crate::layout::Layout;
 use crate::link;
 use crate::shared::Shared;
+use crate::withheld::{Fate, Withheld};
 
 /// A connected broker.
 #[derive(Debug)]
@@ -40,18 +41,10 @@ impl RabbitBroker {
             return tasks.iter().map(|_| Err(no_effect(&e))).collect();
         }
         let posts: Vec<_> = tasks.iter().map(|task| self.shared.post(layout, task)).collect();
-        let mut answers = self.shared.publish(&posts).await;
-        let returned = |answer: &Result<()>| answer.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound);
-        if answers.iter().any(returned) {
-            // The queue was deleted: what the server gave back goes once more, to a new one.
-            self.shared.forget(&layout.queue);
-            if self.shared.config.create == Create::Auto && self.shared.ensure(layout).await.is_ok() {
-                for (answer, post) in answers.iter_mut().zip(&posts).filter(|(answer, _)| returned(answer)) {
-                    *answer = self.shared.publish(std::slice::from_ref(post)).await.remove(0);
-                }
-            }
+        match self.shared.publishing().await {
+            Ok(publishing) => publishing.to(layout, &posts).await,
+            Err(e) => tasks.iter().map(|_| Err(no_effect(&e))).collect(),
         }
-        answers
     }
 }
 
@@ -134,9 +127,9 @@ impl Broker for RabbitBroker {
         if self.shared.is_closed() {
             return Ok(());
         }
-        for line in self.shared.lines(None) {
-            line.flushed(&self.shared).await;
-        }
+        let lines = self.shared.lines(None);
+        drop(futures::future::join_all(lines.iter().map(|line| Withheld::begin(line, &self.shared, Fate::Back))).await);
+        self.shared.settled().await;
         if self.shared.set_closed() {
             self.shared.lines(None).iter().for_each(|line| consumer::end(line));
             self.shared.work.close().await;

@@ -68,8 +68,16 @@ pub(crate) fn of(config: &Config, style: &Style) -> Capabilities {
     let step = CAPABILITIES.ttr.limits().step;
     Capabilities {
         priority: match style.levels {
+            levels if style.native => Support::Emulated(
+                levels,
+                "one queue with `x-max-priority`: what a worker has fetched is not overtaken, and what has none is least urgent",
+            ),
             Levels::Bands([_]) => Support::Needs(style.levels, "`bands`: as they are set, all priorities are in one"),
             levels => Support::Emulated(levels, caveat),
+        },
+        priority_ranges: match style.native {
+            true => Support::Needs((), "a queue for each band: with `x_max_priority` all are in one"),
+            false => CAPABILITIES.priority_ranges,
         },
         ttr: Support::Emulated(Bounds { max: style.max_ttr, step }, LEASES),
         touch: Support::Emulated(Some(style.max_ttr), CAPABILITIES.touch.caveat().unwrap_or_default()),
@@ -88,6 +96,10 @@ pub(crate) fn of(config: &Config, style: &Style) -> Capabilities {
         durability: if classic { Durability::Process } else { Durability::Power },
         durability_caveat: classic.then_some("a server that dies while a delayed task changes rungs may lose it"),
         max_payload: Some(config.max_payload),
+        counts: match config.management {
+            Some(_) => Counts { reserved: Exactness::Approximate, ..CAPABILITIES.counts },
+            None => CAPABILITIES.counts,
+        },
         link: Link::Network { liveness: config.liveness },
         frozen_bound: config.liveness * 2,
         ..CAPABILITIES
@@ -97,6 +109,10 @@ pub(crate) fn of(config: &Config, style: &Style) -> Capabilities {
 /// Refuses a range that ends inside a band.
 pub(crate) fn check_range(style: &Style, range: &RangeInclusive<u32>) -> Result<()> {
     let Levels::Bands(ends) = style.levels else { return Ok(()) };
+    if style.native && *range != (0..=u32::MAX) {
+        let text = "with `x_max_priority` a worker takes all priorities of a queue; take the option away to choose a range";
+        return Err(Error::new(ErrorKind::Unsupported, text));
+    }
     let begins = *range.start() == 0 || ends.contains(&(range.start() - 1));
     if begins && ends.contains(range.end()) {
         return Ok(());
@@ -116,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_range_is_one_of_whole_bands() {
-        let style = Style { kind: Kind::Quorum, levels: Levels::Bands(priority::FIVE_BANDS), max_ttr: SECOND };
+        let style = Style { kind: Kind::Quorum, levels: Levels::Bands(priority::FIVE_BANDS), native: false, max_ttr: SECOND };
         for fine in [0..=u32::MAX, 0..=512, 513..=2048, 1025..=u32::MAX] {
             assert!(check_range(&style, &fine).is_ok(), "{fine:?}");
         }

@@ -9,10 +9,12 @@ use std::time::Duration;
 use anyqueue_core::time::MAX_TTR;
 use anyqueue_core::{ConnectOptions, Create, Error, Levels, OptionSpec, Options, QueueName, Result, priority, time};
 
+use crate::management::Management;
+
 /// The largest body by default: 16 MiB.
 pub(crate) const MAX_PAYLOAD: u64 = 16 << 20;
 /// What RabbitMQ 3.10 takes as one message (`max_message_size`).
-const MOST_PAYLOAD: u64 = 128 << 20;
+pub(crate) const MOST_PAYLOAD: u64 = 128 << 20;
 /// How soon a dead connection is noticed by default: within twice this.
 pub(crate) const LIVENESS: Duration = Duration::from_secs(8);
 /// What RabbitMQ takes for `consumer_timeout` if nobody sets it.
@@ -33,9 +35,19 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "the last priority of each band; a queue each, one more for the rest; `none`: one for all",
         true,
     ),
+    option("x_max_priority", "false", "classic queues only: all bands in one queue, made with `x-max-priority`", true),
     option("consumer_timeout", "30m", "the server's `consumer_timeout`; a task may be reserved for two minutes less", true),
     option("max_payload", "16777216", "the largest body, in bytes", false),
     option("liveness", "8s", "a dead connection is noticed within twice this; heartbeats are sent accordingly", false),
+    OptionSpec {
+        secret: true,
+        ..option(
+            "management",
+            "none",
+            "`http://user:password@host:15672`: the management API, which counts what is reserved",
+            false,
+        )
+    },
     option("tls_ca", "the system's", "a file with the certificates to trust, for `amqps:`", false),
     option("tls_certificate", "none", "a file with the certificate that we show, for `amqps:`", false),
     option("tls_key", "none", "the file with the key of that certificate", false),
@@ -62,6 +74,8 @@ impl Kind {
 pub(crate) struct Style {
     pub(crate) kind: Kind,
     pub(crate) levels: Levels,
+    /// Whether the server keeps all levels in one queue, in order.
+    pub(crate) native: bool,
     /// How long a task may be reserved in all.
     pub(crate) max_ttr: Duration,
 }
@@ -78,6 +92,7 @@ pub(crate) struct Config {
     pub(crate) password: String,
     pub(crate) vhost: String,
     pub(crate) tls: Option<Tls>,
+    pub(crate) management: Option<Management>,
     pub(crate) style: Style,
     pub(crate) queues: BTreeMap<QueueName, Style>,
     pub(crate) max_payload: u64,
@@ -120,18 +135,27 @@ impl Config {
         if !(1..=MOST_PAYLOAD).contains(&max_payload) {
             return Err(Error::config(format!("option `max_payload` is {max_payload}; it takes 1 to {MOST_PAYLOAD} bytes")));
         }
-        let standard =
-            Style { kind: Kind::Quorum, levels: Levels::Bands(priority::FIVE_BANDS), max_ttr: max_ttr(CONSUMER_TIMEOUT) };
+        let standard = Style {
+            kind: Kind::Quorum,
+            levels: Levels::Bands(priority::FIVE_BANDS),
+            native: false,
+            max_ttr: max_ttr(CONSUMER_TIMEOUT),
+        };
         let style = standard.with(given)?;
         let of_queue = |(queue, own): (&QueueName, &Options)| style.with(own).map(|style| (queue.clone(), style));
+        let (user, password) = (url.user.as_deref().unwrap_or("guest"), url.password.as_deref().unwrap_or("guest"));
+        // What goes to the broker in secret does not go to the API in the clear.
+        let shared = (!secure).then_some((user, password));
+        let management = given.text("management")?.map(|text| Management::read(&text, shared)).transpose()?;
         Ok(Self {
             name: options.name.to_string(),
             url: url.to_string(),
             hosts: url.hosts.iter().map(|(host, given)| (host.clone(), given.unwrap_or(port))).collect(),
-            user: url.user.clone().unwrap_or_else(|| "guest".into()),
-            password: url.password.clone().unwrap_or_else(|| "guest".into()),
+            user: user.to_owned(),
+            password: password.to_owned(),
             vhost: if url.path.is_empty() { "/".into() } else { url.path.clone() },
             tls: tls(secure, given)?,
+            management,
             style,
             queues: options.queues.iter().map(of_queue).collect::<Result<_>>()?,
             max_payload,
@@ -152,6 +176,15 @@ impl Config {
 }
 
 impl Style {
+    /// Where the priorities are, in words.
+    pub(crate) fn bands(&self) -> String {
+        match self.count() {
+            1 => "one queue, first in first out".into(),
+            count if self.native => format!("one queue with `x-max-priority` {}", count - 1),
+            count => format!("{count} queues"),
+        }
+    }
+
     /// Takes what is given; the rest stays.
     fn with(self, given: &Options) -> Result<Self> {
         let words = [("quorum", Kind::Quorum), ("classic", Kind::Classic)];
@@ -160,11 +193,37 @@ impl Style {
             let text = format!("option `consumer_timeout` is {}; below 3m no task has the time to run", time::show(timeout));
             return Err(Error::config(text));
         }
-        Ok(Self {
+        let style = Self {
             kind: given.choice("type", &words)?.unwrap_or(self.kind),
             levels: bands(given)?.unwrap_or(self.levels),
+            native: given.boolean("x_max_priority")?.unwrap_or(self.native),
             max_ttr: timeout.map_or(self.max_ttr, max_ttr),
-        })
+        };
+        match style.native {
+            true if style.kind != Kind::Classic => Err(Error::config(
+                "option `x_max_priority` is for classic queues; quorum queues have no such order: add `type = \"classic\"`",
+            )),
+            true if style.count() < 2 => Err(Error::config("option `x_max_priority` needs more than one band; see `bands`")),
+            _ => Ok(style),
+        }
+    }
+
+    /// How many levels there are.
+    pub(crate) fn count(&self) -> usize {
+        match self.levels {
+            Levels::Bands(ends) => ends.len(),
+            Levels::Every => 1,
+        }
+    }
+
+    /// The queue of a priority, counted from the most urgent.
+    pub(crate) fn place(&self, priority: u32) -> usize {
+        if self.native { 0 } else { self.levels.of(priority) as usize }
+    }
+
+    /// What the server takes for a priority: more is more urgent.
+    pub(crate) fn native_priority(&self, priority: u32) -> Option<u8> {
+        self.native.then(|| (self.count() - 1).saturating_sub(self.levels.of(priority) as usize) as u8)
     }
 }
 
@@ -258,6 +317,8 @@ mod tests {
             ("amqp://a?type=stream", "`type`"),
             ("amqp://a?bands=5,3", "`bands`"),
             ("amqp://a?bands=x", "`bands`"),
+            ("amqp://a?x_max_priority=true", "classic"),
+            ("amqp://a?type=classic&bands=none&x_max_priority=true", "more than one band"),
             ("amqp://a?liveness=1s", "`liveness`"),
             ("amqp://a?max_payload=0", "`max_payload`"),
             ("amqp://a?consumer_timeout=1m", "`consumer_timeout`"),

@@ -6,12 +6,17 @@ use std::time::Duration;
 
 use anyqueue_core::{ConsumeOptions, Consumer, Delivery, Result, Settler, async_trait};
 
+use crate::bands;
 use crate::error::closed;
 use crate::keeper::Keeper;
 use crate::layout::Layout;
 use crate::line::Line;
 use crate::settle::RabbitSettler;
 use crate::shared::Shared;
+use crate::withheld::{Fate, Withheld};
+
+/// A server that hesitates to say whether it has tasks is waited for this long beyond the time that was given.
+const HESITATION: Duration = Duration::from_secs(2);
 
 /// Takes tasks from one queue. All I/O is the keeper's, so that a dropped `reserve` loses nothing.
 #[derive(Debug)]
@@ -29,6 +34,7 @@ impl RabbitConsumer {
         shared.add_line(&line);
         let keeper = Keeper::new(shared.clone(), layout.clone(), line.clone(), &options.priorities);
         shared.runtime.spawn(keeper.run());
+        shared.runtime.spawn(bands::watch(shared.clone(), layout.clone(), Arc::downgrade(&line)));
         Self { shared, layout, line }
     }
 
@@ -51,13 +57,13 @@ impl RabbitConsumer {
                 }
                 state.looked
             };
-            if now >= until && looked {
+            if now >= until && (looked || now >= until + HESITATION) {
                 return Ok(taken);
             }
             line.wake.notify_one();
             tokio::select! {
                 () = rung => {}
-                () = clock.sleep_until(until), if now < until => {}
+                () = clock.sleep_until(if now < until { until } else { until + HESITATION }) => {}
             }
             waiting.renew();
         }
@@ -106,7 +112,7 @@ impl Consumer for RabbitConsumer {
 
     async fn close(self: Box<Self>) -> Result<()> {
         self.line.state().left = true;
-        self.line.flushed(&self.shared).await;
+        drop(Withheld::begin(&self.line, &self.shared, Fate::Back).await);
         Ok(())
     }
 }
@@ -115,30 +121,6 @@ impl Drop for RabbitConsumer {
     fn drop(&mut self) {
         self.line.state().left = true;
         self.line.wake.notify_one();
-    }
-}
-
-impl Line {
-    /// Waits until everything that was fetched and not handed out is back at the server. A server that is away has it anyway.
-    pub(crate) async fn flushed(&self, shared: &Shared) {
-        let give_up = shared.clock.now() + shared.config.timeout;
-        self.state().flush = true;
-        while shared.clock.now() < give_up {
-            self.wake.notify_one();
-            let rung = self.bell.notified();
-            if self.state().consuming.is_none() {
-                break;
-            }
-            tokio::select! {
-                () = rung => {}
-                () = tokio::time::sleep(Duration::from_millis(20)) => {}
-            }
-        }
-        let mut state = self.state();
-        state.flush = false;
-        drop(state);
-        self.wake.notify_one();
-        self.bell.notify_one();
     }
 }
 

@@ -19,6 +19,13 @@ pub(crate) fn said(error: &lapin::Error) -> String {
     }
 }
 
+/// The limit in `message size 2000 is larger than configured max size 1000`, and `… than max size 1000`.
+pub(crate) fn size_limit(error: &lapin::Error) -> Option<u64> {
+    let said = said(error);
+    let (before, limit) = said.rsplit_once("max size ")?;
+    before.contains("message size").then(|| limit.split_whitespace().next()?.parse().ok()).flatten()
+}
+
 pub(crate) const NOT_FOUND: u16 = 404;
 pub(crate) const LOCKED: u16 = 405;
 pub(crate) const OTHER_ARGUMENTS: u16 = 406;
@@ -61,6 +68,11 @@ pub(crate) fn lost(error: lapin::Error) -> Error {
 /// The error of a request without an answer.
 pub(crate) fn late(what: &str) -> Error {
     Error::new(ErrorKind::Timeout, format!("the server has not answered `{what}` in time")).effect_unknown()
+}
+
+/// The error of a settle that came too late for its channel, so that nothing was said.
+pub(crate) fn session_over() -> Error {
+    Error::unavailable("the channel that held the task was closed").effect_unknown()
 }
 
 /// The error of a handle that was closed.

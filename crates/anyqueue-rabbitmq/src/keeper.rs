@@ -5,16 +5,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{Error, ErrorKind, Levels, Moment, Paused, Result, chain};
+use anyqueue_core::{Error, ErrorKind, Moment, Paused, Result, chain};
 use futures::stream::{SelectAll, Stream};
 use futures::{FutureExt, StreamExt};
 use lapin::message::DeliveryResult;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 
+use crate::config::Kind;
 use crate::error;
-use crate::layout::Layout;
-use crate::line::{Band, IDLE, Line, STALE, Session};
+use crate::layout::{Layout, table};
+use crate::line::{Band, IDLE, Line, STALE, Session, State};
 use crate::message::Message;
 use crate::shared::Shared;
 
@@ -27,6 +28,9 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// How long it is looked for what a band says it has.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// A band of which nothing is heard for this long is consumed anew.
+const SILENCE: Duration = Duration::from_secs(30);
+
 type Feeds = SelectAll<Pin<Box<dyn Stream<Item = (usize, DeliveryResult)> + Send + Sync>>>;
 
 /// What to do next.
@@ -37,6 +41,7 @@ enum Step {
     Expire(Vec<u64>),
     Start(usize),
     Stop,
+    Renew,
     Verify,
     Look,
     Wait(Moment),
@@ -51,6 +56,8 @@ pub(crate) struct Keeper {
     bands: RangeInclusive<usize>,
     feeds: Feeds,
     tags: Vec<ShortString>,
+    /// Whether it was looked, and not only counted, whether the queue is paused.
+    sure_of_pause: bool,
     next_look: Moment,
     next_try: Moment,
     pause: Duration,
@@ -58,10 +65,20 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     pub(crate) fn new(shared: Arc<Shared>, layout: Arc<Layout>, line: Arc<Line>, priorities: &RangeInclusive<u32>) -> Self {
-        let levels: Levels = layout.style.levels;
-        let bands = levels.of(*priorities.start()) as usize..=levels.of(*priorities.end()) as usize;
+        let bands = layout.style.place(*priorities.start())..=layout.style.place(*priorities.end());
         let (next_look, next_try) = (Moment::default(), Moment::default());
-        Self { shared, layout, line, bands, feeds: Feeds::new(), tags: Vec::new(), next_look, next_try, pause: SHORTEST }
+        Self {
+            shared,
+            layout,
+            line,
+            bands,
+            feeds: Feeds::new(),
+            tags: Vec::new(),
+            sure_of_pause: false,
+            next_look,
+            next_try,
+            pause: SHORTEST,
+        }
     }
 
     pub(crate) async fn run(mut self) {
@@ -76,6 +93,7 @@ impl Keeper {
                 Step::Expire(tags) => self.expire(&tags).await,
                 Step::Start(window) => self.start(window).await,
                 Step::Stop => self.stop().await,
+                Step::Renew => self.renew().await,
                 Step::Verify => self.verify().await,
                 Step::Look => self.look().await,
                 Step::Wait(until) => self.wait(until).await,
@@ -93,10 +111,11 @@ impl Keeper {
 
     fn plan(&self, now: Moment) -> Step {
         let state = self.line.state();
-        if self.shared.is_closed() || state.left && state.leases.is_empty() && state.consuming.is_none() {
+        let through = state.leases.is_empty() && state.settling == 0 && state.consuming.is_none();
+        if self.shared.is_closed() || state.left && through {
             return Step::End;
         }
-        if state.session.as_ref().is_some_and(|session| !session.channel.status().connected()) {
+        if state.session.as_ref().is_some_and(|session| state.renew || !session.channel.status().connected()) {
             return Step::Lost;
         }
         let over: Vec<u64> = state.leases.iter().filter(|(_, lease)| lease.deadline <= now).map(|(tag, _)| *tag).collect();
@@ -110,6 +129,7 @@ impl Keeper {
         match state.consuming {
             Some(_) if !wanted || state.paused || old.is_some_and(|old| old <= now) => return Step::Stop,
             Some((_, current)) if window > current && state.waiting > 0 => return Step::Stop,
+            Some(_) if self.is_strangely_silent(&state, now) => return Step::Renew,
             Some(_) if state.waiting > 0 && !state.looked => return Step::Verify,
             Some((_, current)) if state.waiting > 0 && self.is_doubtful(&state.bands, current) => return Step::Verify,
             Some(_) if now >= self.next_look => return Step::Look,
@@ -132,9 +152,25 @@ impl Keeper {
         first.is_some_and(|first| bands[..first].iter().any(|band| band.precedes(window, self.line.prefetch)))
     }
 
+    /// Whether a queue may have been deleted and made anew without a word to us. A quorum queue in 3.10 keeps the consumers
+    /// then and sends them nothing, so that the only sign is silence.
+    fn is_strangely_silent(&self, state: &State, now: Moment) -> bool {
+        let silent = || self.bands.clone().any(|band| state.bands[band].heard + SILENCE <= now);
+        self.layout.style.kind == Kind::Quorum && state.is_empty_handed() && silent()
+    }
+
+    async fn renew(&mut self) -> Result<()> {
+        self.stop().await?;
+        self.lose();
+        // The server is the same.
+        self.sure_of_pause = true;
+        Ok(())
+    }
+
     fn lose(&mut self) {
         self.feeds.clear();
         self.tags.clear();
+        self.sure_of_pause = false;
         let session = self.line.state().session.take();
         if let Some(session) = session.filter(|session| session.channel.status().connected()) {
             // The server takes back at once what the channel holds.
@@ -164,38 +200,34 @@ impl Keeper {
             return Ok(session);
         }
         let session = Session { channel: self.shared.work.channel().await?, epoch: self.shared.epoch() };
-        self.line.state().session = Some(session.clone());
+        {
+            let mut state = self.line.state();
+            (state.session, state.epoch, state.renew) = (Some(session.clone()), session.epoch, false);
+        }
         Ok(session)
     }
 
     /// Begins to consume, unless the queue is paused.
     async fn start(&mut self, window: usize) -> Result<()> {
         self.shared.ensure(&self.layout).await?;
-        let new = self.line.state().session.is_none();
         let Session { channel, .. } = self.session().await?;
-        if new {
+        if !self.sure_of_pause {
             // Just after a restart of the server a marker may be there and not be counted.
             let paused = matches!(self.shared.paused(&self.layout).await?, Paused::Yes(_));
             self.shared.set_marked(&self.layout.queue, paused);
+            self.sure_of_pause = true;
         }
-        if self.look_for_pause(&channel).await? {
+        if self.look_for_pause().await? {
             return Ok(());
         }
         let limited = channel.basic_qos(window as u16, BasicQosOptions { global: false });
         self.shared.work.call("basic.qos", limited).await?;
-        {
-            let mut state = self.line.state();
-            state.last_run += 1;
-            state.consuming = Some((state.last_run, window));
-            state.looked = false;
-            for band in &mut state.bands {
-                (band.open, band.doubt) = (0, false);
-            }
+        if !self.line.state().begin(&self.bands, window, self.shared.clock.now()) {
+            return Ok(());
         }
         for band in self.bands.clone() {
             let name = self.layout.bands[band].clone();
-            let asked =
-                channel.basic_consume(name, ShortString::default(), BasicConsumeOptions::default(), FieldTable::default());
+            let asked = channel.basic_consume(name, ShortString::default(), BasicConsumeOptions::default(), self.manner());
             let feed = self.shared.work.call("basic.consume", asked).await?;
             self.tags.push(feed.tag());
             // A feed ends when it is cancelled, by us or by the server.
@@ -206,9 +238,18 @@ impl Keeper {
         Ok(())
     }
 
+    /// A classic queue that is deleted says so, instead of consuming for us what is made anew under its name.
+    fn manner(&self) -> FieldTable {
+        match self.layout.style.kind {
+            Kind::Classic => table(&[("x-cancel-on-ha-failover", AMQPValue::Boolean(true))]),
+            Kind::Quorum => FieldTable::default(),
+        }
+    }
+
     /// Ends consuming and gives back what was fetched and not handed out.
     async fn stop(&mut self) -> Result<()> {
-        let Session { channel, .. } = self.session().await?;
+        let session = self.session().await?;
+        let channel = &session.channel;
         for tag in std::mem::take(&mut self.tags) {
             let ended = channel.basic_cancel(tag, BasicCancelOptions::default());
             self.shared.work.call("basic.cancel", ended).await?;
@@ -216,7 +257,7 @@ impl Keeper {
         // What came before the server's answer lies there.
         self.take_in().await?;
         self.feeds.clear();
-        self.give_back(&channel).await?;
+        self.give_back(&session).await?;
         let mut state = self.line.state();
         (state.consuming, state.looked) = (None, false);
         drop(state);
@@ -224,24 +265,33 @@ impl Keeper {
         Ok(())
     }
 
-    async fn give_back(&self, channel: &lapin::Channel) -> Result<()> {
+    async fn give_back(&self, session: &Session) -> Result<()> {
+        if self.line.state().purging > 0 {
+            return self.throw_away(session).await;
+        }
         let names: Vec<_> = {
             let state = self.line.state();
             state.bands.iter().flat_map(|band| &band.fetched).filter_map(|fetched| fetched.message.name.clone()).collect()
         };
         if !names.is_empty()
-            && let Err(e) = self.shared.note(&names).await
+            && let Err(e) = self.shared.note(&self.layout, &names).await
         {
             // They come back as if their worker had died: that costs a run alone, no more.
             tracing::debug!(queue = self.line.queue.as_str(), error = chain(&e), "a note could not be written");
         }
         let _saying = self.line.saying.lock().await;
-        let fetched = self.line.state().take_fetched();
-        for one in fetched {
-            let back = BasicNackOptions { multiple: false, requeue: true };
-            channel.basic_nack(one.message.tag, back).await.map_err(error::foreign)?;
-        }
-        self.line.barrier(&self.shared, channel).await
+        let tags = self.line.state().take_fetched();
+        self.line.return_all(&session.channel, &tags).await?;
+        self.line.barrier(&self.shared, &session.channel).await
+    }
+
+    /// A purge is under way: what lies here goes with the rest.
+    async fn throw_away(&self, session: &Session) -> Result<()> {
+        let _saying = self.line.saying.lock().await;
+        let tags = self.line.state().take_fetched();
+        self.line.acknowledge(session, &tags).await?;
+        self.line.state().purged += tags.len() as u64;
+        self.line.barrier(&self.shared, &session.channel).await
     }
 
     /// Gives the tasks back whose holders said nothing in time.
@@ -260,8 +310,7 @@ impl Keeper {
                 })
             };
             if gone.is_some() {
-                let back = BasicNackOptions { multiple: false, requeue: true };
-                channel.basic_nack(*tag, back).await.map_err(error::foreign)?;
+                self.line.return_all(&channel, &[*tag]).await?;
             }
         }
         Ok(())
@@ -278,7 +327,7 @@ impl Keeper {
         for band in doubtful {
             loop {
                 let name = &self.layout.bands[band];
-                let count = self.shared.count(&channel, name).await?;
+                let count = self.shared.count(&self.shared.asking().await?, name).await?;
                 let count =
                     count.ok_or_else(|| Error::new(ErrorKind::NotFound, "the queue was deleted").with("server_queue", name))?;
                 // What the server had sent before it answers this is here afterwards.
@@ -295,13 +344,17 @@ impl Keeper {
         Ok(())
     }
 
+    /// What cannot be learnt now stays as it was: no task is given up for that.
     async fn look(&mut self) -> Result<()> {
-        let Session { channel, .. } = self.session().await?;
-        self.look_for_pause(&channel).await.map(drop)
+        if let Err(e) = self.look_for_pause().await {
+            tracing::debug!(queue = self.line.queue.as_str(), error = chain(&e), "whether the queue is paused is not known");
+            self.next_look = self.shared.clock.now() + LOOK;
+        }
+        Ok(())
     }
 
-    async fn look_for_pause(&mut self, channel: &lapin::Channel) -> Result<bool> {
-        let paused = self.shared.is_marked(channel, &self.layout).await?;
+    async fn look_for_pause(&mut self) -> Result<bool> {
+        let paused = self.shared.is_marked(&self.layout).await?;
         self.next_look = self.shared.clock.now() + if paused { LOOK_PAUSED } else { LOOK };
         let mut state = self.line.state();
         state.paused = paused;
@@ -348,7 +401,7 @@ impl Keeper {
                 None => return Err(Error::new(ErrorKind::NotFound, "the queue was deleted while it was consumed")),
             }
         }
-        self.shared.forgive(&mut messages).await;
+        self.shared.forgive(&self.layout, &mut messages).await;
         let mut state = self.line.state();
         for (band, message) in bands.into_iter().zip(messages) {
             state.add(band, message, at);
@@ -356,52 +409,5 @@ impl Keeper {
         drop(state);
         self.line.bell.notify_one();
         Ok(())
-    }
-}
-
-impl Line {
-    /// Waits until the server has worked on all that was said on the channel before.
-    pub(crate) async fn barrier(&self, shared: &Shared, channel: &lapin::Channel) -> Result<()> {
-        let window = self.state().consuming.map_or(1, |(_, window)| window);
-        shared.work.call("basic.qos", channel.basic_qos(window as u16, BasicQosOptions { global: false })).await
-    }
-
-    /// Tells the server that these are done, in as few words as possible.
-    pub(crate) async fn acknowledge(&self, channel: &lapin::Channel, tags: &[u64]) -> lapin::Result<()> {
-        for (tag, multiple) in self.words(tags) {
-            channel.basic_ack(tag, BasicAckOptions { multiple }).await?;
-        }
-        Ok(())
-    }
-
-    /// Everything open up to a tag can be said at once; the rest one by one.
-    fn words(&self, tags: &[u64]) -> Vec<(u64, bool)> {
-        let mut sorted = tags.to_vec();
-        sorted.sort_unstable();
-        let mut state = self.state();
-        let together = state.unsettled.iter().zip(&sorted).take_while(|(open, tag)| open == tag).count();
-        for tag in &sorted {
-            state.unsettled.remove(tag);
-        }
-        let range = together.checked_sub(1).map(|last| (sorted[last], together > 1));
-        range.into_iter().chain(sorted[together..].iter().map(|tag| (*tag, false))).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use anyqueue_core::QueueName;
-
-    use super::*;
-
-    #[test]
-    fn what_is_open_up_to_a_tag_is_settled_in_one_word() {
-        let second = Duration::from_secs(1);
-        let line = Line::new(QueueName::new("q").unwrap(), 1, 8, second, second);
-        line.state().unsettled.extend([2, 4, 5, 9, 12]);
-        assert_eq!(line.words(&[5, 4, 2, 12]), [(5, true), (12, false)]);
-        assert_eq!(line.words(&[9]), [(9, false)]);
-        line.state().unsettled.extend([20, 21]);
-        assert_eq!(line.words(&[21]), [(21, false)]);
     }
 }

@@ -9,8 +9,6 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use crate::config::{Kind, Style};
 
-/// Notes of tasks that came back unharmed.
-pub(crate) const NOTES: &str = "anyqueue;unharmed";
 /// How long a note is kept.
 const NOTE_LIFE: Duration = Duration::from_secs(86_400);
 /// How many notes are kept.
@@ -27,6 +25,8 @@ pub(crate) struct Layout {
     pub(crate) bands: Vec<ShortString>,
     pub(crate) held: ShortString,
     pub(crate) pause: ShortString,
+    /// Notes of tasks that came back unharmed.
+    pub(crate) notes: ShortString,
     pub(crate) ladder: Ladder,
 }
 
@@ -42,19 +42,20 @@ impl Layout {
             u32::MAX => name("rest"),
             end => name(&end.to_string()),
         };
-        Self {
-            queue: queue.clone(),
-            style,
-            bands: ends.iter().enumerate().map(band).collect(),
-            held: name("held"),
-            pause: name("pause"),
-            ladder: Ladder(style.kind),
-        }
+        let bands = if style.native { vec![queue.as_str().into()] } else { ends.iter().enumerate().map(band).collect() };
+        let (held, pause, notes) = (name("held"), name("pause"), name("unharmed"));
+        Self { queue: queue.clone(), style, bands, held, pause, notes, ladder: Ladder(style.kind) }
     }
 
     /// The queue that tasks of this priority are in.
     pub(crate) fn band(&self, priority: u32) -> &ShortString {
-        &self.bands[self.style.levels.of(priority) as usize]
+        &self.bands[self.style.place(priority)]
+    }
+
+    /// Whether a task that leads there is one of this queue's, a band of other settings included.
+    pub(crate) fn is_target(&self, target: Option<&str>) -> bool {
+        let rest = target.and_then(|target| target.strip_prefix(self.queue.as_str()));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(';'))
     }
 
     /// All queues, with the arguments that they are made with.
@@ -70,8 +71,12 @@ impl Layout {
         if self.style.kind == Kind::Quorum {
             working.extend(safe_dead_letters());
         }
+        if self.style.native {
+            working.push(("x-max-priority", AMQPValue::LongLongInt(self.style.count() as i64 - 1)));
+        }
         let bands = self.bands.iter().map(|band| (band.clone(), table(&working)));
-        bands.chain([self.held.clone(), self.pause.clone()].map(|name| (name, table(&plain)))).collect()
+        let beside = [self.held.clone(), self.pause.clone()].map(|name| (name, table(&plain)));
+        bands.chain(beside).chain([(self.notes.clone(), notes_arguments())]).collect()
     }
 }
 
@@ -98,7 +103,7 @@ pub(crate) fn table(arguments: &[(&str, AMQPValue)]) -> FieldTable {
 }
 
 /// The arguments of the queue of notes.
-pub(crate) fn notes_arguments() -> FieldTable {
+fn notes_arguments() -> FieldTable {
     table(&[
         ("x-queue-type", text("classic")),
         ("x-message-ttl", AMQPValue::LongLongInt(NOTE_LIFE.as_millis() as i64)),
@@ -127,6 +132,20 @@ impl Ladder {
     /// The exchange that hands tasks that are due to their queues.
     pub(crate) fn end(self) -> ShortString {
         format!("{};due", self.stem()).into()
+    }
+
+    /// The exchange and the queue of tasks that fell due for a queue that is not there. Without it a classic ladder would drop
+    /// them, and 32 of them would stop a quorum one for everybody.
+    pub(crate) fn stray(self) -> ShortString {
+        format!("{};stray", self.stem()).into()
+    }
+
+    pub(crate) fn stray_arguments(self) -> FieldTable {
+        let mut arguments = vec![("x-queue-type", text(self.0.word()))];
+        if self.0 == Kind::Quorum {
+            arguments.push(in_place());
+        }
+        table(&arguments)
     }
 
     /// What follows a rung.
@@ -178,7 +197,7 @@ mod tests {
     use super::*;
 
     fn style(ends: &'static [u32]) -> Style {
-        Style { kind: Kind::Quorum, levels: Levels::Bands(ends), max_ttr: MAX_DELAY }
+        Style { kind: Kind::Quorum, levels: Levels::Bands(ends), native: false, max_ttr: MAX_DELAY }
     }
 
     #[test]

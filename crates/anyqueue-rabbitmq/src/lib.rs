@@ -2,7 +2,7 @@
 //!
 //! `amqp://user:password@host:5672/vhost`, several hosts of a cluster in one URL (`amqp://a,b:5673/jobs`), or `amqps://…` for
 //! TLS (the feature `tls`, on by default: rustls with ring). Options, after `?` or in `queue.toml`: `type`, `bands`,
-//! `consumer_timeout`, `max_payload`, `liveness`, `tls_ca`, `tls_certificate`, `tls_key`.
+//! `x_max_priority`, `consumer_timeout`, `max_payload`, `liveness`, `management`, `tls_ca`, `tls_certificate`, `tls_key`.
 //!
 //! # On the server
 //! | name | what |
@@ -12,7 +12,8 @@
 //! | `<queue>;held` | held tasks, and what a delivery limit throws out of the others |
 //! | `<queue>;pause` | a marker while the queue is paused |
 //! | `anyqueue;delay;0` to `27`, `anyqueue;delay;due` | exchanges and queues of the ladder of delays, one ladder per virtual host |
-//! | `anyqueue;unharmed` | for a day: which tasks came back although no worker died |
+//! | `<queue>;unharmed` | for a day: which tasks came back although no worker died |
+//! | `anyqueue;delay;stray` | delayed tasks that fell due for a queue that was deleted; `check` tells of them |
 //! | `anyqueue;walk;…` | while somebody looks through a queue: the right to do so |
 //!
 //! A task's body is the message; its priority, TTR and due time are in the headers `anyqueue-priority`, `anyqueue-ttr`
@@ -49,25 +50,32 @@
 //! * A purge does not reach what workers of other processes have fetched already.
 
 mod admin;
+mod bands;
 mod broker;
 mod capabilities;
 mod config;
 mod consumer;
 mod diagnose;
 mod error;
+mod held;
 mod hello;
 mod keeper;
 mod layout;
 mod line;
 mod link;
+mod management;
 mod message;
+mod names;
 mod notes;
 mod pause;
 mod publish;
+mod saying;
 mod settle;
 mod shared;
 mod topology;
+mod waiting;
 mod walk;
+mod withheld;
 
 use anyqueue_core::Driver;
 

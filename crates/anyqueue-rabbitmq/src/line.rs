@@ -1,6 +1,7 @@
 //! One consumer's state: what has been fetched, what is reserved, what the server may have more of.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub(crate) struct Band {
     pub(crate) open: usize,
     /// The server may have had more than it was allowed to send.
     pub(crate) doubt: bool,
+    /// When it was consumed anew, or something came.
+    pub(crate) heard: Moment,
 }
 
 impl Band {
@@ -62,6 +65,8 @@ impl Band {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) session: Option<Session>,
+    /// That of the session; 0 if there is none.
+    pub(crate) epoch: u64,
     pub(crate) bands: Vec<Band>,
     pub(crate) leases: HashMap<u64, Lease>,
     /// Deliveries of the session that the server waits for a word on.
@@ -77,10 +82,19 @@ pub(crate) struct State {
     pub(crate) paused: bool,
     /// All that was ready at the server has been seen.
     pub(crate) looked: bool,
+    /// Settles under way.
+    pub(crate) settling: usize,
     /// The consumer is gone.
     pub(crate) left: bool,
-    /// Somebody wants everything that was fetched to be back at the server.
-    pub(crate) flush: bool,
+    /// So many want nothing to be fetched, and what was to be back at the server.
+    pub(crate) withheld: usize,
+    /// So many of them want it to be gone instead.
+    pub(crate) purging: usize,
+    /// How many tasks went that way.
+    pub(crate) purged: u64,
+    /// A queue was deleted. What the server tells of a queue that is made anew, on the channel that consumed the old one, is
+    /// not to be relied on.
+    pub(crate) renew: bool,
 }
 
 /// See the module.
@@ -122,7 +136,7 @@ impl Line {
     pub(crate) fn take(&self, max: usize, now: Moment) -> Vec<Delivery> {
         let (mut state, mut taken) = (self.state(), Vec::new());
         let Some(epoch) = state.session.as_ref().map(|session| session.epoch) else { return taken };
-        if state.paused || state.flush {
+        if state.paused || state.withheld > 0 {
             return taken;
         }
         let window = state.consuming.map_or(0, |(_, window)| window);
@@ -167,12 +181,33 @@ impl Line {
 }
 
 impl State {
+    /// Begins a run of consuming these bands, unless somebody wants none now.
+    pub(crate) fn begin(&mut self, bands: &RangeInclusive<usize>, window: usize, now: Moment) -> bool {
+        if self.withheld > 0 || self.left {
+            return false;
+        }
+        self.last_run += 1;
+        self.consuming = Some((self.last_run, window));
+        self.looked = false;
+        for (at, band) in self.bands.iter_mut().enumerate() {
+            // What a more urgent one has may be on its way still.
+            (band.open, band.doubt, band.heard) = (0, bands.contains(&at), now);
+        }
+        true
+    }
+
+    /// Whether there is nothing that a new channel would lose.
+    pub(crate) fn is_empty_handed(&self) -> bool {
+        self.unsettled.is_empty()
+    }
+
     /// Takes in what came from the server.
     pub(crate) fn add(&mut self, band: usize, message: Message, at: Moment) {
         let Some((run, window)) = self.consuming else { return };
         self.unsettled.insert(message.tag);
         let band = &mut self.bands[band];
         band.open += 1;
+        band.heard = at;
         band.doubt |= band.open >= window;
         band.fetched.push_back(Fetched { message, at, run });
     }
@@ -185,14 +220,42 @@ impl State {
         }
     }
 
+    /// Forgets deliveries of one session, unless another one has begun.
+    pub(crate) fn open_no_more(&mut self, epoch: u64, all: impl Iterator<Item = (u64, usize, u64)>) {
+        if self.is_of(epoch) {
+            all.for_each(|(tag, band, run)| self.settled(tag, band, run));
+        }
+    }
+
+    /// Whether the session of these receipts is still the one.
+    pub(crate) fn is_of(&self, epoch: u64) -> bool {
+        self.epoch == epoch
+    }
+
+    /// The fewest words that end these deliveries: everything open up to a tag can be said at once, the rest one by one. `None`:
+    /// their session is over, and what is open now are other ones.
+    pub(crate) fn words(&mut self, epoch: u64, tags: &[u64]) -> Option<Vec<(u64, bool)>> {
+        if !self.is_of(epoch) {
+            return None;
+        }
+        let mut sorted = tags.to_vec();
+        sorted.sort_unstable();
+        let together = self.unsettled.iter().zip(&sorted).take_while(|(open, tag)| open == tag).count();
+        for tag in &sorted {
+            self.unsettled.remove(tag);
+        }
+        let range = together.checked_sub(1).map(|last| (sorted[last], together > 1));
+        Some(range.into_iter().chain(sorted[together..].iter().map(|tag| (*tag, false))).collect())
+    }
+
     /// Takes out everything that was fetched and not handed out.
-    pub(crate) fn take_fetched(&mut self) -> Vec<Fetched> {
+    pub(crate) fn take_fetched(&mut self) -> Vec<u64> {
         let mut all = Vec::new();
         for band in 0..self.bands.len() {
             let fetched = std::mem::take(&mut self.bands[band].fetched);
             for one in fetched {
                 self.settled(one.message.tag, band, one.run);
-                all.push(one);
+                all.push(one.message.tag);
             }
         }
         all
@@ -201,7 +264,9 @@ impl State {
     /// The channel is gone, and all that belonged to it.
     pub(crate) fn lose_session(&mut self) {
         self.session = None;
+        self.epoch = 0;
         self.consuming = None;
+        self.renew = false;
         self.looked = false;
         self.leases.clear();
         self.unsettled.clear();
@@ -210,14 +275,55 @@ impl State {
         }
     }
 
+    /// Whether nothing is being fetched.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.consuming.is_none()
+    }
+
     /// Whether somebody asks for tasks, or did a moment ago.
     pub(crate) fn wanted(&self, now: Moment) -> bool {
-        !self.left && !self.flush && (self.waiting > 0 || now < self.asked + IDLE)
+        !self.left && self.withheld == 0 && (self.waiting > 0 || now < self.asked + IDLE)
     }
 
     /// How much each band should be allowed: what is asked for, and what is out already.
     pub(crate) fn window(&self, prefetch: usize) -> usize {
         let open = self.bands.iter().map(|band| band.open - band.fetched.len().min(band.open)).max().unwrap_or(0);
         (open + self.demand.max(1)).next_power_of_two().min(prefetch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_open_up_to_a_tag_is_settled_in_one_word() {
+        let mut state = State { epoch: 7, ..State::default() };
+        state.unsettled.extend([2, 4, 5, 9, 12]);
+        assert_eq!(state.words(7, &[5, 4, 2, 12]), Some(vec![(5, true), (12, false)]));
+        assert_eq!(state.words(7, &[9]), Some(vec![(9, false)]));
+        state.unsettled.extend([20, 21]);
+        assert_eq!(state.words(7, &[21]), Some(vec![(21, false)]));
+    }
+
+    #[test]
+    fn nothing_begins_while_somebody_works_on_the_queue() {
+        let mut state = State { withheld: 1, waiting: 1, ..State::default() };
+        let now = Moment::default();
+        assert!(!state.wanted(now) && !state.begin(&(0..=0), 1, now) && state.is_quiet());
+        state.withheld = 0;
+        assert!(state.wanted(now) && state.begin(&(0..=0), 1, now) && !state.is_quiet());
+    }
+
+    #[test]
+    fn a_settle_of_a_session_that_is_over_says_nothing_of_what_is_open_now() {
+        let mut state = State { epoch: 8, bands: vec![Band { open: 2, ..Band::default() }], ..State::default() };
+        state.consuming = Some((3, 4));
+        state.unsettled.extend([1, 2]);
+        assert_eq!(state.words(7, &[1, 2]), None);
+        state.open_no_more(7, [(1, 0, 3)].into_iter());
+        assert_eq!((state.unsettled.len(), state.bands[0].open), (2, 2));
+        state.open_no_more(8, [(1, 0, 3)].into_iter());
+        assert_eq!((state.unsettled.len(), state.bands[0].open), (1, 1));
     }
 }

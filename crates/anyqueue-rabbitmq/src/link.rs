@@ -81,6 +81,11 @@ impl Link {
         self.live.try_lock().is_ok_and(|live| live.as_ref().is_some_and(|connection| connection.status().connected()))
     }
 
+    /// Whether the server has said that it takes nothing now.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.live.try_lock().is_ok_and(|live| live.as_ref().is_some_and(|connection| connection.status().blocked()))
+    }
+
     pub(crate) async fn close(&self) {
         if let Some(connection) = self.live.lock().await.take()
             && connection.status().connected()

@@ -48,6 +48,8 @@ pub(crate) struct Message {
     /// How often it came back. Classic queues only know whether.
     pub(crate) returns: u64,
     pub(crate) exact: bool,
+    /// From 4.3 on, what is given back unharmed is not counted among the returns.
+    pub(crate) harmed_only: bool,
     pub(crate) age: Option<Duration>,
     pub(crate) due: Option<u64>,
     pub(crate) key: ShortString,
@@ -69,6 +71,7 @@ impl Message {
             ttr: number(TTR).map(Duration::from_millis),
             returns: count.unwrap_or(delivery.redelivered.into()),
             exact: count.is_some() || !delivery.redelivered,
+            harmed_only: number("x-acquired-count").is_some(),
             age: sent.map(|sent| now_since.saturating_sub(sent)),
             due: number(DUE),
             key: delivery.routing_key,
@@ -127,6 +130,15 @@ mod tests {
         assert_eq!(left, Some(Duration::from_secs(60)));
         assert_eq!(message.facts().redeliveries, Figure::Exact(0));
         assert!(message.name.is_some_and(|name| name.starts_with(&task.id.to_string())));
+    }
+
+    #[test]
+    fn a_server_that_counts_only_harm_is_told_by_its_header() {
+        for (header, harmed_only) in [("x-delivery-count", false), ("x-acquired-count", true)] {
+            let mut delivery = Delivery::mock(7, "".into(), "q".into(), true, b"{}".to_vec());
+            delivery.properties = BasicProperties::default().with_headers(table(&[(header, AMQPValue::LongLongInt(2))]));
+            assert_eq!(Message::new(delivery, SystemTime::now()).harmed_only, harmed_only, "{header}");
+        }
     }
 
     #[test]

@@ -6,13 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{Envelope, Error, ErrorKind, Moment, Receipt, Result, Settlement, Settler, Touch, async_trait};
-use lapin::Channel;
+use anyqueue_core::{Envelope, Error, ErrorKind, Moment, Receipt, Result, Settlement, Settler, Touch, async_trait, time};
 use lapin::types::ShortString;
 
 use crate::error::closed;
 use crate::layout::Layout;
-use crate::line::{Lease, Line};
+use crate::line::{Lease, Line, Session};
 use crate::message::properties;
 use crate::publish::Post;
 use crate::shared::Shared;
@@ -33,13 +32,24 @@ struct Item {
     what: Settlement,
 }
 
+/// A settle under way, whose channel must stay.
+struct Settling<'a>(&'a Line);
+
+impl Drop for Settling<'_> {
+    fn drop(&mut self) {
+        self.0.state().settling -= 1;
+        self.0.wake.notify_one();
+        self.0.bell.notify_waiters();
+    }
+}
+
 impl RabbitSettler {
     pub(crate) fn new(shared: Arc<Shared>, layout: Arc<Layout>, line: Arc<Line>) -> Self {
         Self { shared, layout, line }
     }
 
     /// Takes the leases that still hold; the others are lost.
-    fn claim(&self, batch: &[(Receipt, Settlement)], answers: &mut [Result<()>]) -> (Vec<Item>, Option<(Channel, u64)>) {
+    fn claim(&self, batch: &[(Receipt, Settlement)], answers: &mut [Result<()>]) -> (Vec<Item>, Option<Session>) {
         let now = self.shared.clock.now();
         let mut state = self.line.state();
         let session = state.session.clone();
@@ -52,7 +62,8 @@ impl RabbitSettler {
                 None => answers[at] = Err(Error::lease_lost()),
             }
         }
-        (items, session.map(|session| (session.channel, session.epoch)))
+        state.settling += usize::from(!items.is_empty());
+        (items, session)
     }
 
     async fn settle_all(&self, batch: Vec<(Receipt, Settlement)>) -> Vec<Result<()>> {
@@ -61,13 +72,14 @@ impl RabbitSettler {
             return batch.iter().map(|_| Err(closed())).collect();
         }
         let (items, session) = self.claim(&batch, &mut answers);
-        let Some((channel, epoch)) = session.filter(|_| !items.is_empty()) else { return answers };
-        let (good, failed) = self.copy(&channel, items).await;
+        let Some(session) = session.filter(|_| !items.is_empty()) else { return answers };
+        let _settling = Settling(&self.line);
+        let (good, failed) = self.copy(&session, items).await;
         for (item, error) in failed {
             answers[item.at] = Err(error);
-            self.restore(epoch, item);
+            self.restore(session.epoch, item);
         }
-        if let Err(e) = self.finish(&channel, &good).await {
+        if let Err(e) = self.finish(&session, &good).await {
             for item in good {
                 // A copy is confirmed: the task goes on, and perhaps a second time.
                 if item.what == Settlement::Done {
@@ -75,21 +87,28 @@ impl RabbitSettler {
                 }
             }
         }
-        self.line.wake.notify_one();
         answers
     }
 
     /// Publishes what must go on in another form. Says what may be removed, and what went wrong.
-    async fn copy(&self, channel: &Channel, items: Vec<Item>) -> (Vec<Item>, Vec<(Item, Error)>) {
+    async fn copy(&self, session: &Session, items: Vec<Item>) -> (Vec<Item>, Vec<(Item, Error)>) {
         let (mut good, copies): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.what == Settlement::Done);
         if copies.is_empty() {
             return (good, Vec::new());
         }
-        if self.line.barrier(&self.shared, channel).await.is_err() {
-            let lost = copies.into_iter().map(|item| (item, Error::lease_lost()));
-            return (good, lost.collect());
-        }
-        let (mut failed, mut posts, mut posted) = (Vec::new(), Vec::new(), Vec::new());
+        // Before the barrier: nothing must be waited for behind it, a connection least of all.
+        let publishing = match self.shared.publishing().await {
+            Ok(publishing) => publishing,
+            Err(e) => {
+                let unsent = || Error::new(e.kind(), e.message().to_owned()).because(anyqueue_core::chain(&e));
+                return (good, copies.into_iter().map(|item| (item, unsent())).collect());
+            }
+        };
+        let reached = self.line.barrier(&self.shared, &session.channel).await.is_ok();
+        let now = self.shared.clock.now();
+        let (copies, late): (Vec<_>, Vec<_>) = copies.into_iter().partition(|item| reached && now < item.lease.deadline);
+        let late = late.into_iter().map(|item| (item, Error::lease_lost()));
+        let (mut failed, mut posts, mut posted) = (late.collect::<Vec<_>>(), Vec::new(), Vec::new());
         for item in copies {
             match self.copy_of(&item.what) {
                 Ok(post) => {
@@ -99,7 +118,7 @@ impl RabbitSettler {
                 Err(e) => failed.push((item, e)),
             }
         }
-        for (item, answer) in posted.into_iter().zip(self.shared.publish(&posts).await) {
+        for (item, answer) in posted.into_iter().zip(publishing.to(&self.layout, &posts).await) {
             match answer {
                 Ok(()) => good.push(item),
                 Err(e) => failed.push((item, e)),
@@ -109,13 +128,9 @@ impl RabbitSettler {
     }
 
     fn copy_of(&self, what: &Settlement) -> Result<Post> {
-        let checked = |task: &Envelope| self.shared.refuse(&self.layout, task);
         match what {
             Settlement::Hold(task, _) => {
-                let (size, limit) = (task.body.len() as u64, self.shared.config.max_payload);
-                if size > limit {
-                    return Err(Error::too_large(size, limit));
-                }
+                self.shared.refuse_copy(task)?;
                 let task = Envelope { delay: Duration::ZERO, ..task.clone() };
                 Ok(Post {
                     exchange: ShortString::default(),
@@ -126,7 +141,8 @@ impl RabbitSettler {
             }
             Settlement::Release(task) | Settlement::Retry(task) => {
                 // A task of another client may have come with a longer TTR: it is kept as it is.
-                checked(&Envelope { ttr: task.ttr.min(self.layout.style.max_ttr), ..task.clone() })?;
+                self.shared.refuse_copy(task)?;
+                time::check_delay(task.delay)?;
                 Ok(self.shared.post(&self.layout, task))
             }
             Settlement::Done => Err(Error::new(ErrorKind::Protocol, "a task that is done has no copy")),
@@ -134,20 +150,17 @@ impl RabbitSettler {
     }
 
     /// Says what is done, and waits until the server has heard it.
-    async fn finish(&self, channel: &Channel, items: &[Item]) -> Result<()> {
+    async fn finish(&self, session: &Session, items: &[Item]) -> Result<()> {
         if items.is_empty() {
             return Ok(());
         }
         let tags: Vec<u64> = items.iter().map(|item| item.tag).collect();
         {
             let _saying = self.line.saying.lock().await;
-            self.line.acknowledge(channel, &tags).await.map_err(crate::error::lost)?;
+            self.line.acknowledge(session, &tags).await?;
         }
-        {
-            let mut state = self.line.state();
-            items.iter().for_each(|item| state.settled(item.tag, item.lease.band, item.lease.run));
-        }
-        self.line.barrier(&self.shared, channel).await
+        self.line.state().open_no_more(session.epoch, items.iter().map(|item| (item.tag, item.lease.band, item.lease.run)));
+        self.line.barrier(&self.shared, &session.channel).await
     }
 
     /// Takes back an end that did not come about.

@@ -9,8 +9,8 @@ use anyqueue_core::{Clock, QueueName, Result};
 use lapin::Channel;
 use tokio::runtime::Handle;
 
-use crate::config::Config;
-use crate::error::closed;
+use crate::config::{Config, MOST_PAYLOAD};
+use crate::error::{self, closed};
 use crate::hello::Version;
 use crate::layout::Layout;
 use crate::line::Line;
@@ -29,7 +29,10 @@ pub(crate) struct Shared {
     pub(crate) send: Link,
     /// Carries everything else.
     pub(crate) work: Link,
-    pub(crate) publisher: tokio::sync::Mutex<Option<Channel>>,
+    /// Channels to publish on that nobody uses now.
+    pub(crate) publishers: Mutex<Vec<Channel>>,
+    /// The largest message that the server takes, as far as it has said so.
+    pub(crate) server_limit: AtomicU64,
     pub(crate) asking: tokio::sync::Mutex<Option<Channel>>,
     pub(crate) setting_up: tokio::sync::Mutex<()>,
     /// Walks under way in this process, by the name of their lock.
@@ -65,7 +68,8 @@ impl Shared {
             clock,
             runtime: Handle::current(),
             tally,
-            publisher: tokio::sync::Mutex::default(),
+            publishers: Mutex::default(),
+            server_limit: AtomicU64::new(MOST_PAYLOAD),
             asking: tokio::sync::Mutex::default(),
             setting_up: tokio::sync::Mutex::default(),
             walks: Mutex::default(),
@@ -112,9 +116,26 @@ impl Shared {
         lock(&self.known).insert(queue.clone());
     }
 
-    /// Looks again before the queue is used: it may have been deleted.
-    pub(crate) fn forget(&self, queue: &QueueName) {
+    /// Something of a queue is missing: it is looked for again before it is used.
+    pub(crate) fn reconsider(&self, queue: &QueueName) {
         lock(&self.known).remove(queue);
+    }
+
+    /// A queue was deleted: it is looked for again before it is used, and those who consumed it begin anew. A server tells
+    /// consumers of a deleted quorum queue nothing if it is made anew before their channels have heard of the deletion.
+    pub(crate) fn forget(&self, queue: &QueueName) {
+        self.reconsider(queue);
+        for line in self.lines(Some(queue)) {
+            line.state().renew = true;
+            line.wake.notify_one();
+        }
+    }
+
+    /// Takes note of a size that the server has refused, so that it is refused here the next time, and alone.
+    pub(crate) fn learn(&self, refusal: &lapin::Error) {
+        if let Some(limit) = error::size_limit(refusal) {
+            self.server_limit.fetch_min(limit, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn was_marked(&self, queue: &QueueName) -> bool {
@@ -142,6 +163,16 @@ impl Shared {
     pub(crate) fn lines(&self, queue: Option<&QueueName>) -> Vec<Arc<Line>> {
         let all = lock(&self.lines).iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
         all.into_iter().filter(|line| queue.is_none_or(|queue| line.queue == *queue)).collect()
+    }
+
+    /// Waits until the settles under way are through, for as long as one may take.
+    pub(crate) async fn settled(&self) {
+        let give_up = self.clock.now() + self.config.timeout * 2;
+        for line in self.lines(None) {
+            while line.state().settling > 0 && self.clock.now() < give_up {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        }
     }
 
     /// A channel to ask on; one that the server has closed is replaced.

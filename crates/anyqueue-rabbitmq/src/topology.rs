@@ -1,5 +1,7 @@
 //! Setting up: what is there, what is made, what differs.
 
+use std::time::Duration;
+
 use anyqueue_core::{Create, Declared, Drift, Error, Result};
 use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -7,13 +9,20 @@ use lapin::{Channel, ExchangeKind};
 
 use crate::config::Kind;
 use crate::error;
-use crate::layout::{self, Ladder, Layout, NOTES, RUNGS};
+use crate::layout::{self, Ladder, Layout, RUNGS};
+use crate::names;
 use crate::shared::Shared;
 
 const DURABLE: QueueDeclareOptions =
     QueueDeclareOptions { passive: false, durable: true, exclusive: false, auto_delete: false, nowait: false };
 const PASSIVE: QueueDeclareOptions =
     QueueDeclareOptions { passive: true, durable: false, exclusive: false, auto_delete: false, nowait: false };
+
+/// So many are looked through when a queue is made anew.
+const STRAYS: usize = 10_000;
+/// A queue that was deleted is not made anew sooner. A channel that consumed a quorum queue looks for it each 30 ms until it
+/// hears that it is gone, and only then tells its client; if it finds a new one, it tells nothing and delivers nothing.
+const MOURNING: Duration = Duration::from_millis(300);
 
 impl Shared {
     /// How many ready messages a queue has; `None` if it is not there. A missing one costs the channel.
@@ -37,24 +46,32 @@ impl Shared {
 
     /// Makes what is missing, where that is allowed. Says what was made.
     pub(crate) async fn set_up(&self, layout: &Layout) -> Result<bool> {
+        names::check(&layout.queue)?;
         let _one_at_a_time = self.setting_up.lock().await;
         let mut made = self.ladder(layout.style.kind).await?;
         let mut channel = self.work.channel().await?;
-        for (name, arguments) in layout.all() {
-            if self.count(&channel, &name).await?.is_some() {
-                continue;
+        let (all, mut missing) = (layout.all(), Vec::new());
+        for (name, arguments) in &all {
+            if self.count(&channel, name).await?.is_none() {
+                missing.push((name, arguments));
+                channel = self.work.channel().await?;
             }
-            if self.config.create == Create::Never {
-                return Err(error::missing(layout.queue.as_str()));
-            }
-            channel = self.work.channel().await?;
-            self.make(&channel, &name, arguments).await?;
+        }
+        if !missing.is_empty() && self.config.create == Create::Never {
+            return Err(error::missing(layout.queue.as_str()));
+        }
+        if layout.style.kind == Kind::Quorum && (1..all.len()).contains(&missing.len()) {
+            tokio::time::sleep(MOURNING).await;
+        }
+        for (name, arguments) in missing {
+            self.make(&channel, name, arguments.clone()).await?;
             made = true;
         }
         if made && layout.style.kind == Kind::Quorum {
             self.sacrifice(&channel).await?;
         }
         self.bind(&channel, layout).await?;
+        self.bring_in(layout).await?;
         self.know(&layout.queue);
         Ok(made)
     }
@@ -76,6 +93,29 @@ impl Shared {
         Ok(())
     }
 
+    /// How many tasks fell due for queues that are not there.
+    pub(crate) async fn strays(&self, ladder: Ladder) -> Result<u32> {
+        Ok(self.count(&self.asking().await?, &ladder.stray()).await?.unwrap_or(0))
+    }
+
+    /// Puts what fell due while this queue was not there where it belongs.
+    async fn bring_in(&self, layout: &Layout) -> Result<()> {
+        if self.strays(layout.ladder).await? == 0 {
+            return Ok(());
+        }
+        let stray = layout.ladder.stray();
+        let walk = self.walk(stray.as_str()).await?;
+        let mut mine = walk.take(&stray, STRAYS).await?;
+        mine.retain(|message| layout.is_target(Ladder::target(message.key.as_str())));
+        let posts: Vec<_> = mine.iter().map(|message| self.again(layout, message)).collect();
+        for (message, answer) in mine.iter().zip(self.publish(&posts).await) {
+            if answer.is_ok() {
+                walk.remove(message).await?;
+            }
+        }
+        walk.end().await
+    }
+
     /// A quorum queue that was the last one made when its server is killed has no leader ever after, in 3.10 at least, and
     /// keeps whoever asks it waiting. So the last one is none of ours.
     async fn sacrifice(&self, channel: &Channel) -> Result<()> {
@@ -90,7 +130,7 @@ impl Shared {
         self.work.call("queue.declare", made).await.map(drop).map_err(|e| e.with("server_queue", name))
     }
 
-    /// Makes the ladder and the notes, if they are not there. The last one made says that all is.
+    /// Makes the ladder, if it is not there. The last one made says that all is.
     async fn ladder(&self, kind: Kind) -> Result<bool> {
         let ladder = Ladder(kind);
         let top = ladder.rung(RUNGS - 1);
@@ -102,11 +142,22 @@ impl Shared {
             return Err(error::missing(top.as_str()));
         }
         let channel = self.work.channel().await?;
-        self.make(&channel, &NOTES.into(), layout::notes_arguments()).await?;
-        self.exchange(&channel, ladder.end()).await?;
+        let stray = ladder.stray();
+        self.make(&channel, &stray, ladder.stray_arguments()).await?;
+        self.exchange(&channel, stray.clone(), ExchangeKind::Fanout, FieldTable::default()).await?;
+        let bound = channel.queue_bind(
+            stray.clone(),
+            stray.clone(),
+            ShortString::default(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        self.work.call("queue.bind", bound).await?;
+        let else_stray = layout::table(&[("alternate-exchange", AMQPValue::LongString(stray.as_str().into()))]);
+        self.exchange(&channel, ladder.end(), ExchangeKind::Topic, else_stray).await?;
         for rung in 0..RUNGS {
             let name = ladder.rung(rung);
-            self.exchange(&channel, name.clone()).await?;
+            self.exchange(&channel, name.clone(), ExchangeKind::Topic, FieldTable::default()).await?;
             let past = channel.exchange_bind(
                 ladder.below(rung),
                 name.clone(),
@@ -128,9 +179,9 @@ impl Shared {
         Ok(true)
     }
 
-    async fn exchange(&self, channel: &Channel, name: ShortString) -> Result<()> {
+    async fn exchange(&self, channel: &Channel, name: ShortString, kind: ExchangeKind, arguments: FieldTable) -> Result<()> {
         let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-        let made = channel.exchange_declare(name, ExchangeKind::Topic, durable, FieldTable::default());
+        let made = channel.exchange_declare(name, kind, durable, arguments);
         self.work.call("exchange.declare", made).await
     }
 
@@ -142,6 +193,7 @@ impl Shared {
             for (name, arguments) in layout.all() {
                 drift.extend(self.compare(&name, arguments).await?);
             }
+            drift.extend(self.drift_of_bands(layout).await?);
         }
         Ok(Declared { created, drift })
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use anyqueue_core::{BoxError, Driver, async_trait};
 use anyqueue_testkit::servers::rabbitmq::{self, Node};
-use anyqueue_testkit::{Harness, Isolation, Proxy, Server, Stage};
+use anyqueue_testkit::{Harness, Isolation, Proxy, Server, Stage, Suite};
 use tokio::sync::{Mutex, Semaphore};
 
 /// Goes with the last trial that uses it.
@@ -12,8 +12,9 @@ static SHARED: Mutex<Weak<Node>> = Mutex::const_new(Weak::new());
 /// A node takes 150 MB, and a processor for six seconds when it starts.
 static OWN: Semaphore = Semaphore::const_new(2);
 
+/// With these options in the URL.
 #[derive(Debug)]
-struct RabbitMq;
+struct RabbitMq(&'static str);
 
 async fn shared() -> Result<Arc<Node>, BoxError> {
     let mut shared = SHARED.lock().await;
@@ -34,7 +35,7 @@ impl Harness for RabbitMq {
     }
 
     async fn stage(&self, isolation: Isolation) -> Result<Stage, BoxError> {
-        let url = |address| format!("amqp://worker:swordfish@{address}");
+        let url = |address| format!("amqp://worker:swordfish@{address}{}", self.0);
         if isolation == Isolation::Own {
             let place = OWN.acquire().await?;
             let node = Arc::new(rabbitmq::start(SETTINGS).await?);
@@ -48,5 +49,5 @@ impl Harness for RabbitMq {
 }
 
 fn main() {
-    anyqueue_testkit::run(RabbitMq)
+    Suite::new().with("", RabbitMq("")).with("classic", RabbitMq("?type=classic")).run()
 }

@@ -2,13 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "server/addresses.rs"]
+mod addresses;
+#[path = "server/deleted.rs"]
+mod deleted;
+#[path = "server/operator.rs"]
+mod operator;
+
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyqueue_core::{
-    Broker, ConnectOptions, ConsumeOptions, Consumer, Create, Defaults, Delivery, ErrorKind, Incoming, QueueName, Settlement,
-    State, Which,
+    Broker, ConnectOptions, ConsumeOptions, Consumer, Create, Defaults, Delivery, ErrorKind, Figure, Incoming, Paused, QueueName,
+    Settlement, State, TaskId, Which,
 };
 use anyqueue_testkit::servers::rabbitmq::{self, Node};
 use anyqueue_testkit::{Sample, Server, SystemClock};
@@ -248,4 +255,27 @@ async fn a_server_with_an_alarm_refuses_sends_and_lets_workers_finish() {
         assert!(Instant::now() < until, "the end of the alarm is not noticed");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_classic_queue_with_x_max_priority_keeps_all_bands_in_order() {
+    let node = node().await;
+    let (broker, queue) = (connect(&node, "type=classic&x_max_priority=true").await, name("native"));
+    broker.declare(&queue).await.unwrap();
+    let priorities = [5000, 1024, 0, 2048, 512, 1024];
+    let tasks: Vec<_> =
+        (0..).zip(priorities).map(|(number, priority)| Sample::new(number).priority(priority).envelope()).collect();
+    broker.send(&queue, &tasks).await.into_iter().for_each(|sent| drop(sent.unwrap()));
+    assert_eq!(broker.admin().stats(&queue).await.unwrap().ready.value(), Some(6), "all in one");
+    let mut consumer = consumer(&*broker, &queue).await;
+    for number in [2, 4, 1, 5, 3, 0] {
+        let delivery = next(&mut *consumer).await;
+        assert_eq!(Sample::number(&delivery), Some(number));
+        settle(&*consumer, &delivery, Settlement::Done).await;
+    }
+    let range = ConsumeOptions { priorities: 0..=512, ..ConsumeOptions::default() };
+    assert_eq!(broker.consume(&queue, range).await.unwrap_err().kind(), ErrorKind::Unsupported);
+    let plain = connect(&node, "type=classic&bands=none").await;
+    let declared = plain.declare(&queue).await.unwrap();
+    assert!(declared.drift.iter().any(|drift| drift.what.contains("x-max-priority") && drift.found == "4"), "{declared:?}");
 }

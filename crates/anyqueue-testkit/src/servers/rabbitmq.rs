@@ -25,6 +25,14 @@ const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 /// # Errors
 /// If RabbitMQ is not installed, or does not become ready; its output is in the text.
 pub async fn start<T: AsRef<str>>(settings: impl IntoIterator<Item = T>) -> Result<Node, BoxError> {
+    start_with("", settings).await
+}
+
+/// Starts a node with plugins, separated by commas: `rabbitmq_management`, say. Their ports are for `settings` to say.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_with<T: AsRef<str>>(plugins: &str, settings: impl IntoIterator<Item = T>) -> Result<Node, BoxError> {
     // Started by hand: else the node starts one of its own, which outlives it.
     let epmd = Process::start(Launch::new("epmd").args(["-port", "{port}", "-address", "127.0.0.1"])).await?;
     let mut conf = String::from("log.console = true\nlog.file = false\ndisk_free_limit.absolute = 50MB\n");
@@ -36,7 +44,8 @@ pub async fn start<T: AsRef<str>>(settings: impl IntoIterator<Item = T>) -> Resu
     }
     let distribution = free_port()?.to_string();
     let port_of_epmd = epmd.address().port().to_string();
-    let mut launch = Launch::new("sh").args(["-c", PREPARE, "sh", &conf]).ready(Ready::Output("Server startup complete".into()));
+    let mut launch =
+        Launch::new("sh").args(["-c", PREPARE, "sh", &conf, plugins]).ready(Ready::Output("Server startup complete".into()));
     for (name, value) in [
         ("HOME", "{dir}/home"),
         ("RABBITMQ_SCRIPTS", SCRIPTS),
@@ -68,7 +77,7 @@ pub async fn start<T: AsRef<str>>(settings: impl IntoIterator<Item = T>) -> Resu
 /// Makes the node's folders at its first start, then becomes the node.
 const PREPARE: &str = "mkdir -p home mnesia logs conf
 [ -f home/.erlang.cookie ] || { echo cookie$$ > home/.erlang.cookie; chmod 400 home/.erlang.cookie; }
-[ -f enabled_plugins ] || echo '[].' > enabled_plugins
+[ -f enabled_plugins ] || echo \"[$2].\" > enabled_plugins
 printf %s \"$1\" > rabbitmq.conf
 exec \"$RABBITMQ_SCRIPTS/rabbitmq-server\"";
 
@@ -95,6 +104,11 @@ impl Node {
             .await?;
         let said = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
         if run.status.success() { Ok(said) } else { Err(said.into()) }
+    }
+
+    /// Its process, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.node.id()
     }
 
     /// What it has written since its last start.

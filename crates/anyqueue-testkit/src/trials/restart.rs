@@ -68,6 +68,7 @@ pub(super) async fn c11_a_hold_survives_restart(rig: &Rig) -> Outcome {
     }
     send(&*broker, &queue, &Sample::many(5)).await?;
     let ids = hold(&*broker, &queue, 5).await?;
+    rig.pass(capabilities.settle_window).await;
     let broker = rig.restart(vec![broker]).await?;
     let listed = held(broker.admin(), &queue, 10).await?;
     assert_eq!(listed.iter().map(|task| read(task, &queue).id).collect::<Vec<_>>(), ids);

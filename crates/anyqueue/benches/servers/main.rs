@@ -1,7 +1,7 @@
 //! The whole of anyqueue on servers beside the least that a client must do for the same promise, in one run.
 //!
 //! `cargo bench -p anyqueue --all-features --bench servers [-- TASKS] [BROKER …]`; brokers: `redis`, `beanstalkd`, `sqs`,
-//! `gearman`.
+//! `gearman`, `rabbitmq`.
 //! Each server is started for this, with its tasks on disk as an operator would keep them: Redis with its append-only file
 //! flushed each second, beanstalkd with its binlog and its own default of a flush each 50 ms, gearmand with its jobs in SQLite,
 //! which is some hundred times slower, so that it gets a hundredth of the tasks; once more with that file in memory, where
@@ -11,6 +11,7 @@ mod beanstalkd;
 mod gearman;
 #[path = "../load/mod.rs"]
 mod load;
+mod rabbitmq;
 mod redis;
 mod sqs;
 
@@ -62,6 +63,12 @@ async fn run(tasks: usize) {
     }
 }
 
+async fn run_rabbitmq(tasks: usize) {
+    if wanted("rabbitmq") {
+        rabbitmq::run(tasks / 4).await;
+    }
+}
+
 async fn run_sqs(tasks: usize) {
     if wanted("sqs") {
         let server = sqs::start().await;
@@ -74,5 +81,6 @@ async fn run_sqs(tasks: usize) {
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
     runtime.block_on(run(load::tasks(200_000)));
+    runtime.block_on(run_rabbitmq(load::tasks(200_000)));
     runtime.block_on(run_sqs(load::tasks(200_000)));
 }
