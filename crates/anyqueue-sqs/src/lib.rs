@@ -95,11 +95,13 @@
 mod admin;
 mod api;
 mod broker;
+mod claim;
 mod config;
 mod consumer;
 mod diagnose;
 mod error;
 mod feed;
+mod folder;
 mod held;
 mod hub;
 mod inbox;
