@@ -58,8 +58,7 @@ impl Sqs {
             if some.is_empty() && later.is_empty() {
                 break;
             }
-            let handles: Vec<_> = some.iter().map(|one| one.handle.clone()).collect();
-            for answer in self.hub.delete(url, &handles).await {
+            for answer in self.hub.delete_whole(url, &some.iter().collect::<Vec<_>>()).await {
                 answer?;
                 removed += 1;
             }

@@ -11,6 +11,7 @@ use anyqueue_core::{
 use crate::config::Config;
 use crate::consumer::SqsConsumer;
 use crate::feed::WAITING;
+use crate::folder;
 use crate::hub::Hub;
 use crate::names::{self, Part};
 use crate::{CAPABILITIES, DRIVER, SECOND};
@@ -57,9 +58,10 @@ impl Broker for Sqs {
         let kind = self.hub.config.kind(queue);
         let lines = self.hub.known(queue);
         let longest = lines.as_ref().map_or(crate::FIFO_LONGEST, |lines| lines.longest_delay());
+        let largest = if self.hub.folder.is_some() { Some(folder::LARGEST) } else { CAPABILITIES.max_payload };
         let mut capabilities = Capabilities {
             priority: Support::Emulated(kind.levels(), crate::PRIORITY),
-            max_payload: lines.map_or(CAPABILITIES.max_payload, |lines| Some(lines.max_payload())),
+            max_payload: lines.map_or(largest, |lines| Some(self.hub.largest_task(&lines))),
             // Between its reception and the setting of its own TTR a task is hidden for the queue's.
             frozen_bound: self.hub.ttr(queue).max(std::time::Duration::from_secs(WAITING)),
             ..CAPABILITIES

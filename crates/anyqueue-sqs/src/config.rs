@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{ConnectOptions, Create, Error, Levels, OptionSpec, Options, QueueName, Result, priority};
+use anyqueue_core::{BrokerUrl, ConnectOptions, Create, Error, Levels, OptionSpec, Options, QueueName, Result, priority};
 
 use crate::names::MAX_PREFIX;
 
@@ -23,6 +24,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     option("region", "the chain's", "the region, where the URL's host is a server"),
     option("wait", "20s", "how long a receive waits for a task, 1s to 20s; an idle queue costs a request per band each"),
     option("requests", "16", "how many requests of one batch are under way at once"),
+    option("store", "none", "a folder for data that is too large for SQS, `file:/path`, the same for all that send or work"),
     OptionSpec {
         key: "bands",
         default: "3, of a FIFO queue 1",
@@ -98,6 +100,8 @@ pub(crate) struct Config {
     pub(crate) timeout: Duration,
     pub(crate) wait: Duration,
     pub(crate) requests: usize,
+    /// The folder for large data.
+    pub(crate) store: Option<PathBuf>,
     usual: Kind,
     queues: BTreeMap<QueueName, Kind>,
 }
@@ -149,6 +153,7 @@ impl Config {
             timeout: options.timeout,
             wait,
             requests: requests as usize,
+            store: given.text("store")?.as_deref().map(store).transpose()?,
             queues: options.queues.iter().map(own).collect::<Result<_>>()?,
             usual,
         })
@@ -161,6 +166,20 @@ impl Config {
 
     pub(crate) fn kind(&self, queue: &QueueName) -> Kind {
         *self.queues.get(queue).unwrap_or(&self.usual)
+    }
+}
+
+/// The folder that a URL names.
+fn store(text: &str) -> Result<PathBuf> {
+    // What it is instead may have a password in it, so only its scheme is repeated.
+    let scheme = text.split_once(':').map_or("no URL", |(scheme, _)| scheme);
+    let wrong = || Error::config(format!("option `store` is {scheme}: it takes a folder with its whole path, `file:/path`"));
+    let url = BrokerUrl::parse(text).map_err(|_| wrong())?;
+    let whole = url.path.starts_with('/') && !url.path.contains('\0');
+    if url.scheme == "file" && url.hosts.is_empty() && url.user.is_none() && url.query.is_empty() && whole {
+        Ok(url.path.into())
+    } else {
+        Err(wrong())
     }
 }
 
@@ -212,9 +231,17 @@ mod tests {
             ("sqs://eu-west-1?wait=30s", "1s to 20s"),
             ("sqs://eu-west-1?bands=2", "1, 3 or 5"),
             ("sqs://eu-west-1?requests=0", "1 to 256"),
+            ("sqs://eu-west-1?store=/var/x", "`file:/path`"),
+            ("sqs://eu-west-1?store=file:x", "`file:/path`"),
+            ("sqs://eu-west-1?store=file://host/x", "`file:/path`"),
+            ("sqs://eu-west-1?store=postgres://u:swordfish@host/x", "is postgres: it takes a folder"),
         ] {
             let error = read(url).unwrap_err().to_string();
             assert!(error.contains(says), "{url}: {error}");
+            assert!(!error.contains("swordfish"), "{error}");
+        }
+        for url in ["sqs:?store=file:/var/tasks", "sqs:?store=file:///var/tasks"] {
+            assert_eq!(read(url).unwrap().store, Some("/var/tasks".into()), "{url}");
         }
     }
 

@@ -47,18 +47,20 @@ impl SqsConsumer {
     }
 
     fn delivery(&self, band: usize, ready: Ready) -> Delivery {
-        let Ready { arrived, looks, ttr, asked, deadline } = ready;
+        let Ready { arrived, fetched, looks, ttr, asked, deadline } = ready;
         let mut facts = arrived.native(looks, self.hub.wall());
         facts.priority = facts.priority.or(self.lines.usual(band));
         // A body without an id of ours has the one that SQS gave it first, whatever message it is in later.
         let native = arrived.slip.priority.is_none().then(|| arrived.id.clone());
         let native = arrived.slip.native.or(native);
+        let (raw, owned) = fetched.map_or_else(|| (arrived.body.clone(), None), |(whole, owned)| (whole, Some(owned)));
         let lease = Lease {
             url: self.lines.bands[band].clone(),
             handle: arrived.handle,
             id: arrived.id,
             group: arrived.slip.group,
-            body: (arrived.body.len() as u64 > self.lines.largest / 2).then(|| arrived.body.clone()),
+            body: (owned.is_some() || arrived.body.len() as u64 > self.lines.largest / 2).then_some(arrived.body),
+            owned,
             native,
             redeliveries: facts.redeliveries.value().unwrap_or_default(),
             asked,
@@ -66,7 +68,7 @@ impl SqsConsumer {
             copied: false,
         };
         let receipt = self.hub.leases().add(lease, self.hub.clock.now());
-        Delivery { receipt, queue: self.lines.queue.clone(), raw: arrived.body, native: facts, lease: ttr, deadline }
+        Delivery { receipt, queue: self.lines.queue.clone(), raw, native: facts, lease: ttr, deadline }
     }
 }
 

@@ -19,6 +19,18 @@ impl Hub {
         if let Some(endpoint) = &self.config.endpoint {
             findings.push(finding(Severity::Note, format!("requests go to {endpoint}, not to the region's own address")));
         }
+        if let Some(folder) = &self.folder {
+            let path = folder.path().display();
+            findings.push(match folder.try_out().await {
+                Ok(()) => {
+                    let text = format!(
+                        "data that is too large for SQS is in the folder {path}; all that send or work need the same one"
+                    );
+                    finding(Severity::Note, text)
+                }
+                Err(e) => finding(Severity::Problem, anyqueue_core::chain(&e)),
+            });
+        }
         let mut all = self.all_known();
         for queue in self.config.queues().filter(|queue| self.known(queue).is_none()) {
             match Lines::find(&self.api, &self.config, queue, Create::Never).await {

@@ -3,17 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{ErrorKind, Moment, Paused, Result, steps_up};
+use anyqueue_core::{Defaults, ErrorKind, Incoming, Moment, Paused, Peeked, Result, State, steps_up};
 use futures::future::join_all;
+use futures::stream::{self, StreamExt};
 
 use crate::SECOND;
 use crate::api::BATCH;
+use crate::claim::Missing;
 use crate::hub::Hub;
 use crate::inbox::{Inbox, Ready};
 use crate::lines::Lines;
 use crate::marker::{FRESH, Marks};
-use crate::message::Arrived;
+use crate::message::{Arrived, Post};
 use crate::send;
+use crate::slip::Slip;
 
 /// What a waiting request takes is hidden for so long until its TTR is set, which also shows whether it is still ours: if
 /// the connection is dead, nobody learns that something was taken.
@@ -22,6 +25,8 @@ pub(crate) const WAITING: u64 = 3;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A request that waits is not made more often than this.
 const SHORTEST: Duration = Duration::from_millis(200);
+/// When a task is looked at again whose data cannot be read just now, in seconds.
+const LATER: u64 = 15;
 /// How often a paused queue's mark is read.
 const PAUSED: Duration = Duration::from_secs(1);
 
@@ -215,9 +220,9 @@ impl Feed {
         let paused = marks.paused(self.hub.wall()) != Paused::No;
         let (dropped, early): (Vec<_>, Vec<_>) = early.into_iter().partition(|one| drops(&marks, one));
         let (over, ready): (Vec<_>, Vec<_>) = ready.into_iter().partition(|one| drops(&marks, &one.arrived));
-        let handles: Vec<_> = dropped.iter().chain(over.iter().map(|one| &one.arrived)).map(|one| one.handle.clone()).collect();
-        futures::join!(self.hub.delete(url, &handles), send::send_on(&self.hub, &self.lines, url, early));
-        let back = if paused { ready } else { self.inbox.put(band, ready, self.hub.clock.now()) };
+        let gone: Vec<_> = dropped.iter().chain(over.iter().map(|one| &one.arrived)).collect();
+        futures::join!(self.hub.delete_whole(url, &gone), send::send_on(&self.hub, &self.lines, url, early));
+        let back = if paused { ready } else { self.inbox.put(band, self.whole(url, ready).await, self.hub.clock.now()) };
         self.give_back(back.into_iter().map(|ready| (band, ready)).collect()).await;
         Ok(())
     }
@@ -229,7 +234,7 @@ impl Feed {
         for arrived in all {
             let ttr = arrived.slip.ttr().unwrap_or(self.ttr).clamp(SECOND, anyqueue_core::time::MAX_TTR);
             let (looks, ttr) = (self.hub.looks(&arrived.id), SECOND * steps_up(ttr, SECOND) as u32);
-            ready.push(Ready { arrived, looks, ttr, asked, deadline: asked + Duration::from_secs(visibility) });
+            ready.push(Ready { arrived, fetched: None, looks, ttr, asked, deadline: asked + Duration::from_secs(visibility) });
         }
         let late = now.since(asked);
         let (differs, left) = (|one: &Ready| one.ttr.as_secs() != visibility || late > one.ttr / 10, self.hub.left(asked));
@@ -251,6 +256,57 @@ impl Feed {
         let mut at = 0;
         ready.retain(|_| (!lost.contains(&at), at += 1).0);
         ready
+    }
+
+    /// Fetches data that is not in the messages. A task without its data is held, or comes again a little later.
+    async fn whole(&self, url: &Arc<str>, all: Vec<Ready>) -> Vec<Ready> {
+        let fetch = async |one: Ready| (self.hub.fetched(&one.arrived).await, one);
+        let mut fetched = std::pin::pin!(stream::iter(all.into_iter().map(fetch)).buffered(send::FILES));
+        let (mut ready, mut held, mut later) = (Vec::new(), Vec::new(), Vec::new());
+        while let Some((data, mut one)) = fetched.next().await {
+            match data {
+                Ok(fetched) => {
+                    one.fetched = fetched;
+                    ready.push(one);
+                }
+                Err(Missing::Hold(reason)) => held.push((one.arrived.handle.clone(), self.without_data(&one, &reason))),
+                Err(Missing::Later) => later.push(one),
+            }
+        }
+        let moved = self.hub.moved(&self.lines, url, &self.lines.held[0], held).await;
+        if let Err(error) = moved.and(self.put_off(url, later).await) {
+            let queue = self.lines.queue.as_str();
+            tracing::warn!(queue, %error, "cannot hold or give back tasks without data; they come again when their leases end");
+        }
+        ready
+    }
+
+    /// The hold of a task whose data cannot be had.
+    fn without_data(&self, one: &Ready, reason: &str) -> Post {
+        let peeked = Peeked {
+            raw: one.arrived.body.clone(),
+            native: one.arrived.native(one.looks, self.hub.wall()),
+            state: State::Reserved,
+            remaining: None,
+        };
+        let defaults = Defaults { ttr: self.ttr, ..Defaults::default() };
+        let task = Incoming::peeked(&peeked, &self.hub.config.name, self.lines.queue.as_str(), defaults);
+        tracing::error!(queue = self.lines.queue.as_str(), id = %task.id, reason, "a task is held");
+        let held = task.held(reason, false, self.hub.clock.wall());
+        let Slip { group, native, claim, .. } = one.arrived.slip.clone();
+        let slip = Slip { group, native, claim, held: Some(self.hub.held_at()), ..Slip::of(&held) };
+        Post { body: held.body, slip, delay: 0, once: None }
+    }
+
+    /// Gives tasks back that nobody should have for a moment.
+    async fn put_off(&self, url: &Arc<str>, all: Vec<Ready>) -> Result<()> {
+        if self.lines.kind.fifo {
+            all.iter().for_each(|one| self.hub.looked(&one.arrived.id));
+            let items: Vec<_> = all.iter().map(|one| (one.arrived.handle.clone(), LATER)).collect();
+            return self.hub.hide(url, &items).await.into_iter().collect();
+        }
+        let copy = |one: Ready| (one.arrived.handle.clone(), Post { delay: LATER, ..one.arrived.again(one.looks) });
+        self.hub.moved(&self.lines, url, url, all.into_iter().map(copy).collect()).await.map(drop)
     }
 
     /// Gives tasks back as if they had never been received.

@@ -78,6 +78,7 @@ impl Hub {
                 ttr: Some(anyqueue_core::steps_up(task.ttr, crate::SECOND)),
                 native: task.wire.id.is_none().then(|| arrived.slip.native.unwrap_or_else(|| arrived.id.clone())),
                 group: arrived.slip.group.as_deref().map(word),
+                claim: arrived.slip.claim,
                 ..Slip::default()
             };
             let post = Post { body: arrived.body, slip, delay: 0, once: None }.once("kick", &arrived.id);
@@ -111,8 +112,7 @@ impl Hub {
         for id in ids {
             answers.push(match wanted.remove(id).flatten() {
                 Some(found) => {
-                    let handle = found.arrived.handle.clone();
-                    let deleted: Result<()> = self.delete(&found.url, &[handle]).await.into_iter().collect();
+                    let deleted: Result<()> = self.delete_whole(&found.url, &[&found.arrived]).await.into_iter().collect();
                     if deleted.is_err() {
                         self.put_back(&[found]).await;
                     }

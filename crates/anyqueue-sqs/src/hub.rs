@@ -1,7 +1,7 @@
 //! What all parts of one broker share.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,8 +10,10 @@ use futures::stream::{self, StreamExt};
 use tokio::sync::watch;
 
 use crate::api::{Api, BATCH};
+use crate::claim;
 use crate::config::Config;
 use crate::error;
+use crate::folder::Folder;
 use crate::lease::Leases;
 use crate::lines::Lines;
 use crate::marker::Markers;
@@ -37,6 +39,10 @@ pub(crate) struct Hub {
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) markers: Markers,
     pub(crate) listings: Listings,
+    /// Where large data is.
+    pub(crate) folder: Option<Arc<Folder>>,
+    /// Whether the folder is swept already.
+    sweeps: AtomicBool,
     closed: watch::Sender<bool>,
     lines: Mutex<HashMap<QueueName, Arc<Lines>>>,
     /// The TTR that each queue's receives ask for.
@@ -52,6 +58,7 @@ pub(crate) struct Hub {
 
 impl Hub {
     pub(crate) async fn new(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
+        let folder = claim::folder(&config)?;
         Ok(Arc::new(Self {
             api: Api::new(&config, clock.clone()).await?,
             config,
@@ -59,6 +66,8 @@ impl Hub {
             runtime: tokio::runtime::Handle::current(),
             markers: Markers::default(),
             listings: Listings::default(),
+            folder,
+            sweeps: AtomicBool::new(false),
             closed: watch::Sender::new(false),
             lines: Mutex::default(),
             ttrs: Mutex::default(),
@@ -154,6 +163,9 @@ impl Hub {
             self.runtime.spawn(tend::run(Arc::downgrade(self), self.clock.clone(), lines.clone()));
             self.runtime.spawn(strays::run(Arc::downgrade(self), self.clock.clone(), lines.clone()));
         }
+        if self.folder.is_some() && !self.sweeps.swap(true, Ordering::Relaxed) {
+            self.runtime.spawn(tend::sweep(Arc::downgrade(self), self.clock.clone()));
+        }
     }
 
     /// Notes that a queue's held tasks are looked at. Whether that is the first time.
@@ -186,6 +198,7 @@ impl Hub {
     /// Sends messages, in requests of up to ten and as large as SQS takes, several under way: SQS's id of each, in order.
     pub(crate) async fn post(&self, lines: &Lines, url: &str, posts: &[Post]) -> Vec<Result<Box<str>>> {
         let fifo = url.ends_with(".fifo");
+        self.in_use(posts.iter().filter_map(|post| post.slip.claim.as_ref())).await;
         let mut answers: Vec<Option<Result<Box<str>>>> = posts.iter().map(|_| None).collect();
         let (mut requests, mut request, mut size) = (Vec::new(), Vec::new(), 0);
         for (at, post) in posts.iter().enumerate() {

@@ -4,15 +4,18 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyqueue_core::{Error, Moment};
+use anyqueue_core::{Bytes, Error, Moment};
 use tokio::sync::{Notify, RwLock};
 
+use crate::claim::Owned;
 use crate::message::Arrived;
 
 /// A task that is received and not handed out yet.
 #[derive(Debug)]
 pub(crate) struct Ready {
     pub(crate) arrived: Arrived,
+    /// The whole body, where its data was in a file, and that file.
+    pub(crate) fetched: Option<(Bytes, Owned)>,
     /// Receptions that were none of a worker.
     pub(crate) looks: u64,
     pub(crate) ttr: Duration,

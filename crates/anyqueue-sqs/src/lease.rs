@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use anyqueue_core::{Bytes, Moment, Receipt};
 
+use crate::claim::Owned;
+
 /// One reservation.
 #[derive(Debug, Clone)]
 pub(crate) struct Lease {
@@ -16,6 +18,8 @@ pub(crate) struct Lease {
     pub(crate) group: Option<Arc<str>>,
     /// The body as it came, if it is so large that it may not grow.
     pub(crate) body: Option<Bytes>,
+    /// The file with its data, which ends with the message.
+    pub(crate) owned: Option<Owned>,
     /// SQS's first id, of a payload that came without one of ours.
     pub(crate) native: Option<Arc<str>>,
     /// Earlier reservations without an end.
@@ -89,6 +93,7 @@ mod tests {
             id: "i".into(),
             group: None,
             body: None,
+            owned: None,
             native: None,
             redeliveries: 0,
             asked: Moment::default(),

@@ -2,7 +2,7 @@
 //!
 //! `sqs://eu-west-1`, or `sqs://eu-west-1/staging-` with a prefix for all names; `sqs:` takes the region from where the
 //! credentials come from; `sqs://host:port` is another server that speaks SQS's protocol. Options, after `?` or in
-//! `queue.toml`: `endpoint`, `profile`, `region`, `wait`, `requests`; and, for single queues too, `bands` and `fifo`.
+//! `queue.toml`: `endpoint`, `profile`, `region`, `wait`, `requests`, `store`; and, for single queues too, `bands` and `fifo`.
 //!
 //! # Credentials
 //! Found as the AWS SDK finds them: environment variables, profiles of `~/.aws` with assumed roles and credential
@@ -45,6 +45,26 @@
 //! what was read last holds. A purge of delayed tasks is a tag too, since SQS shows them to nobody: workers drop them as
 //! they come.
 //!
+//! # Larger data
+//! `store = "file:/path"` names a folder for data that is too large for a message: more than 1 MiB, or the queue's own
+//! `MaximumMessageSize`, up to 64 MiB. Smaller tasks do not touch it. All that send to a queue or work on it need the same folder:
+//! on several machines, a shared file system (NFS, EFS). Its rights are what protects the data; where it is missing and what
+//! it stands in is there, it is made for its owner alone.
+//!
+//! Before the message is sent, the data is in a file `<uuid>.task`, and file and folder are flushed to the disk. The message is
+//! the task in its wire form with `{"file":"…","bytes":…}` as its data, which is what listings show; a word in the attribute
+//! `anyqueue` makes it a claim on that file, so that no other client's task is ever taken for one. A worker reads the file when
+//! it reserves the task. Retries, releases, holds, kicks and delays pass the file on to the next message; it is removed once SQS
+//! has confirmed that the last one is deleted.
+//!
+//! * A send that fails removes its file. One that may have worked leaves it, as do a crash before the message is sent and SQS's
+//!   own purge: workers remove files that were not used for 30 days. SQS keeps no message for more than 14, and each send of
+//!   a message, a renewal of a held one too, renews the time of its file.
+//! * A task whose file is gone, and any that a worker without `store` meets, is held with a reason that says what to set or
+//!   to bring back; kick it then. Where SQS delivers a task twice and the first run is done, the second finds no file, and is
+//!   held too. While the folder cannot be read at all, tasks are given back for 15 seconds, uncounted.
+//! * Workers of other systems find the name of a file where they look for data: let only ours work on such a queue.
+//!
 //! # What SQS does not promise
 //! * A message may be delivered twice. A settlement cannot be compared with a newer reservation; the local deadline decides.
 //! * A receive without a wait asks some of SQS's servers only: for a moment an urgent task may be overlooked.
@@ -58,7 +78,8 @@
 //!   nothing may be tried again.
 //! * 120,000 tasks of one SQS queue may be reserved at once, 20,000 of a FIFO queue: beyond, reserving is an error that says so.
 //! * The largest task has 8.5 KiB less than `MaximumMessageSize`: the attribute counts, and a retry or a hold writes counters
-//!   and a reason into the body. What grows beyond that is held as it came, without a reason; a warning says so.
+//!   and a reason into the body. What grows beyond that goes into the folder of `store`; without one it is held as it came, without
+//!   a reason, and a warning says so.
 //!
 //! # FIFO queues
 //! `fifo = true` for a queue. Tasks of one group (`group` of a new task, or each its own) come one after another; a task's id
@@ -95,11 +116,13 @@
 mod admin;
 mod api;
 mod broker;
+mod claim;
 mod config;
 mod consumer;
 mod diagnose;
 mod error;
 mod feed;
+mod folder;
 mod held;
 mod hub;
 mod inbox;

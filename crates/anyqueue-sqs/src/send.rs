@@ -1,11 +1,14 @@
 //! Sending: which band, which delay, how large; and sending on what is delayed for longer than SQS counts.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{Accepted, Envelope, Error, ErrorKind, Result, steps_up, time};
+use anyqueue_core::{Accepted, Effect, Envelope, Error, ErrorKind, Result, steps_up, time};
+use futures::stream::{self, StreamExt};
 
 use crate::SECOND;
+use crate::claim::Content;
 use crate::hub::Hub;
 use crate::lines::Lines;
 use crate::message::{Arrived, Post, word};
@@ -17,6 +20,9 @@ pub(crate) const LONGEST_DELAY: u64 = 900;
 const LEAD: u64 = 60;
 /// The longest that a message may be hidden in all (`VisibilityTimeout`), less what requests take.
 const LONGEST_HIDDEN: u64 = 12 * 3600 - 60;
+
+/// Files that one batch writes at once.
+pub(crate) const FILES: usize = 4;
 
 /// Checks a task's times against what SQS takes.
 pub(crate) fn check_times(task: &Envelope, lines: &Lines) -> Result<()> {
@@ -34,23 +40,23 @@ pub(crate) fn check_times(task: &Envelope, lines: &Lines) -> Result<()> {
     Err(Error::new(ErrorKind::DelayTooLong { limit }, text))
 }
 
-/// Checks a new task against what SQS takes.
-pub(crate) fn check(task: &Envelope, lines: &Lines) -> Result<()> {
-    check_times(task, lines)?;
-    let size = task.body.len() as u64;
-    let limit = lines.max_payload();
-    if size > limit { Err(Error::too_large(size, limit)) } else { Ok(()) }
-}
-
 /// How long SQS delays a message that is to come after `left` seconds, and whether it is to be sent on then.
 fn leg(left: u64) -> (u64, bool) {
     if left <= LONGEST_DELAY { (left, false) } else { ((left - LEAD).min(LONGEST_DELAY), true) }
 }
 
 impl Hub {
+    /// What of a new task goes into its message, if SQS takes it.
+    async fn new_content(&self, task: &Envelope, lines: &Lines) -> Result<Content> {
+        check_times(task, lines)?;
+        let size = task.body.len() as u64;
+        let content = if size > self.largest_task(lines) { None } else { self.content(task, lines.max_payload(), None).await? };
+        content.ok_or_else(|| self.too_large(size, lines))
+    }
+
     /// A message of a task that is to be ready after its delay.
-    pub(crate) fn post_of(&self, task: &Envelope, slip: Slip, fifo: bool) -> Post {
-        let mut post = Post { body: task.body.clone(), slip, delay: 0, once: None };
+    pub(crate) fn post_of(&self, task: &Envelope, (body, claim): Content, slip: Slip, fifo: bool) -> Post {
+        let mut post = Post { body, slip: Slip { claim, ..slip }, delay: 0, once: None };
         if task.delay > Duration::ZERO {
             let millis = u64::try_from(task.delay.as_millis()).unwrap_or(u64::MAX / 2).max(1);
             self.delayed(&mut post, self.wall() + millis, steps_up(task.delay, SECOND), fifo);
@@ -68,13 +74,17 @@ impl Hub {
     pub(crate) async fn send(&self, lines: &Lines, batch: &[Envelope]) -> Vec<Result<Accepted>> {
         let mut answers: Vec<Option<Result<Accepted>>> = batch.iter().map(|_| None).collect();
         let mut posts: Vec<Vec<(usize, Post)>> = lines.bands.iter().map(|_| Vec::new()).collect();
-        for (at, task) in batch.iter().enumerate() {
-            match check(task, lines) {
-                Ok(()) => {
+        let contents: Vec<_> = batch.iter().map(|task| self.new_content(task, lines)).collect();
+        let contents: Vec<_> = stream::iter(contents).buffered(FILES).collect().await;
+        let mut claims = HashMap::new();
+        for (at, (task, content)) in batch.iter().zip(contents).enumerate() {
+            match content {
+                Ok(content) => {
+                    claims.extend(content.1.clone().map(|claim| (at, claim)));
                     let slip = Slip { group: task.group.as_deref().map(word), ..Slip::of(task) };
                     let band = lines.kind.levels().of(task.priority) as usize;
                     let once = task.unique.as_deref().map_or_else(|| task.id.to_string().into(), word);
-                    posts[band].push((at, Post { once: Some(once), ..self.post_of(task, slip, lines.kind.fifo) }));
+                    posts[band].push((at, Post { once: Some(once), ..self.post_of(task, content, slip, lines.kind.fifo) }));
                 }
                 Err(e) => answers[at] = Some(Err(e)),
             }
@@ -86,8 +96,13 @@ impl Hub {
         };
         let sent = futures::future::join_all(posts.into_iter().enumerate().map(|(band, posts)| send(band, posts))).await;
         for (at, answer) in sent.into_iter().flatten() {
+            // What may have been sent still needs its file; if it was not, a sweep removes it.
+            if answer.as_ref().err().is_none_or(|e| e.effect() == Effect::Unknown) {
+                claims.remove(&at);
+            }
             answers[at] = Some(answer.map(|id| Accepted { native_id: Some(id) }));
         }
+        self.let_go(claims.values()).await;
         answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(crate::error::unanswered()))).collect()
     }
 }

@@ -4,10 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{Envelope, Error, ErrorKind, Receipt, Result, Settlement, Settler, Touch, async_trait, steps_up, time};
+use anyqueue_core::{
+    Effect, Envelope, Error, ErrorKind, Receipt, Result, Settlement, Settler, Touch, async_trait, steps_up, time,
+};
 use futures::future::join_all;
+use futures::stream::{self, StreamExt};
 
 use crate::SECOND;
+use crate::claim::Content;
 use crate::error;
 use crate::hub::Hub;
 use crate::lease::Lease;
@@ -51,51 +55,47 @@ impl SqsSettler {
         Self { hub, lines }
     }
 
-    fn step(&self, item: &Item<'_>) -> Result<Step> {
+    async fn step(&self, item: &Item<'_>) -> Result<Step> {
         let (lease, fifo) = (&item.lease, self.lines.kind.fifo);
-        if let Some(task) = next(item.what) {
-            send::check_times(task, &self.lines)?;
-        }
-        Ok(match item.what {
-            _ if lease.copied => Step::Delete,
-            Settlement::Done => Step::Delete,
+        let Some(task) = next(item.what).filter(|_| !lease.copied) else { return Ok(Step::Delete) };
+        send::check_times(task, &self.lines)?;
+        let after = steps_up(task.delay, SECOND);
+        if matches!(item.what, Settlement::Release(_)) && fifo && after <= self.hub.left(lease.asked) {
             // A copy would go behind its group; only what waits longer than SQS hides it needs one.
-            Settlement::Release(task) if fifo && steps_up(task.delay, SECOND) <= self.hub.left(lease.asked) => {
-                Step::Show(steps_up(task.delay, SECOND))
-            }
-            Settlement::Retry(task) | Settlement::Release(task) if !self.fits(task) => self.parked(task, lease)?,
-            Settlement::Release(task) => {
-                let native = lease.native.clone();
-                let slip = Slip { redeliveries: lease.redeliveries, native, group: lease.group.clone(), ..Slip::of(task) };
-                let post = self.hub.post_of(task, slip, fifo).once("release", &lease.id);
+            return Ok(Step::Show(after));
+        }
+        let Some(content) = self.hub.content(task, self.lines.largest, lease.owned.as_ref()).await? else {
+            return self.as_it_came(task, lease);
+        };
+        let slip = Slip { group: lease.group.clone(), ..Slip::of(task) };
+        Ok(match item.what {
+            Settlement::Release(_) => {
+                let slip = Slip { redeliveries: lease.redeliveries, native: lease.native.clone(), ..slip };
+                let post = self.hub.post_of(task, content, slip, fifo).once("release", &lease.id);
                 Step::Copy(lease.url.clone(), Box::new(post))
             }
-            Settlement::Retry(task) => {
-                let slip = Slip { group: lease.group.clone(), ..Slip::of(task) };
-                let post = self.hub.post_of(task, slip, fifo).once("retry", &lease.id);
+            Settlement::Hold(..) => self.parked(content, slip),
+            _ => {
+                let post = self.hub.post_of(task, content, slip, fifo).once("retry", &lease.id);
                 Step::Copy(self.lines.band(task.priority).clone(), Box::new(post))
             }
-            Settlement::Hold(task, _) => self.parked(task, lease)?,
         })
     }
 
-    fn fits(&self, task: &Envelope) -> bool {
-        task.body.len() as u64 <= self.lines.largest
+    fn parked(&self, (body, claim): Content, slip: Slip) -> Step {
+        let slip = Slip { held: Some(self.hub.held_at()), claim, ..slip };
+        Step::Copy(self.lines.held[0].clone(), Box::new(Post { body, slip, delay: 0, once: None }))
     }
 
-    /// A hold. A task that has grown beyond what SQS takes, since it carries its history, is held as it came: without its
-    /// reason, but not lost and not run for ever.
-    fn parked(&self, task: &Envelope, lease: &Lease) -> Result<Step> {
-        let (mut slip, mut body) = (Slip::of(task), task.body.clone());
-        (slip.group, slip.held) = (lease.group.clone(), Some(self.hub.held_at()));
-        if !self.fits(task) {
-            let (size, limit) = (body.len() as u64, self.lines.largest);
-            body = lease.body.clone().ok_or_else(|| Error::too_large(size, limit))?;
-            slip.native = lease.native.clone();
-            let (queue, id) = (self.lines.queue.as_str(), task.id.to_string());
-            tracing::warn!(queue, id, size, limit, "a task has grown too large for SQS; it is held as it came, without a reason");
-        }
-        Ok(Step::Copy(self.lines.held[0].clone(), Box::new(Post { body, slip, delay: 0, once: None })))
+    /// A hold of a task that has grown beyond what SQS takes, since it carries its history: it is held as it came, without
+    /// its reason, but not lost and not run for ever.
+    fn as_it_came(&self, task: &Envelope, lease: &Lease) -> Result<Step> {
+        let (size, limit) = (task.body.len() as u64, self.lines.largest);
+        let body = lease.body.clone().ok_or_else(|| self.hub.too_large(size, &self.lines))?;
+        let (queue, id) = (self.lines.queue.as_str(), task.id.to_string());
+        tracing::warn!(queue, id, size, limit, "a task has grown too large for SQS; it is held as it came, without a reason");
+        let slip = Slip { group: lease.group.clone(), native: lease.native.clone(), ..Slip::of(task) };
+        Ok(self.parked((body, lease.owned.as_ref().map(|owned| owned.word.clone())), slip))
     }
 
     /// Takes the reservations of a batch. What cannot be settled has its answer already.
@@ -122,11 +122,20 @@ impl SqsSettler {
         }
         let send = async |url: Arc<str>, items: Vec<Item<'a>>, posts: Vec<Post>| {
             let sent = self.hub.post(&self.lines, &url, &posts).await;
-            let answered = items.into_iter().zip(sent).map(|(mut item, sent)| {
+            let (mut answered, mut unused) = (Vec::with_capacity(sent.len()), Vec::new());
+            for ((mut item, post), sent) in items.into_iter().zip(posts).zip(sent) {
+                let kept = item.lease.owned.as_ref().is_some_and(|owned| Some(&owned.word) == post.slip.claim.as_ref());
+                match &sent {
+                    // The file is the copy's from now on.
+                    Ok(_) if kept => item.lease.owned = None,
+                    Err(e) if !kept && e.effect() == Effect::None => unused.extend(post.slip.claim),
+                    _ => {}
+                }
                 item.lease.copied |= sent.is_ok();
-                (item, sent.map(drop))
-            });
-            answered.collect::<Vec<_>>()
+                answered.push((item, sent.map(drop)));
+            }
+            self.hub.let_go(&unused).await;
+            answered
         };
         join_all(by_url.into_iter().map(|(url, (items, posts))| send(url, items, posts))).await.into_iter().flatten().collect()
     }
@@ -146,7 +155,10 @@ impl SqsSettler {
                 let handles: Vec<_> = items.iter().map(|(item, _)| item.lease.handle.clone()).collect();
                 self.hub.delete(&url, &handles).await
             };
-            items.into_iter().map(|(item, _)| item).zip(answers).collect::<Vec<_>>()
+            let ended: Vec<_> = items.into_iter().map(|(item, _)| item).zip(answers).collect();
+            let gone = ended.iter().filter(|(_, answer)| !shown && answer.is_ok());
+            self.hub.let_go(gone.filter_map(|(item, _)| item.lease.owned.as_ref().map(|owned| &owned.word))).await;
+            ended
         };
         let ended = by_url.into_iter().map(|((url, shown), items)| end(url, shown, items));
         join_all(ended).await.into_iter().flatten().collect()
@@ -173,8 +185,11 @@ impl Settler for SqsSettler {
         }
         let mut answers: Vec<Result<()>> = batch.iter().map(|_| Ok(())).collect();
         let (mut copies, mut ends, mut over) = (Vec::new(), Vec::new(), Vec::new());
-        for item in self.taken(batch, &mut answers) {
-            match self.step(&item) {
+        let items = self.taken(batch, &mut answers);
+        let steps: Vec<_> = items.iter().map(|item| self.step(item)).collect();
+        let steps: Vec<_> = stream::iter(steps).buffered(send::FILES).collect().await;
+        for (item, step) in items.into_iter().zip(steps) {
+            match step {
                 Ok(Step::Delete) => ends.push((item, None)),
                 Ok(Step::Show(after)) => ends.push((item, Some(after))),
                 Ok(Step::Copy(url, post)) => copies.push((item, url, *post)),

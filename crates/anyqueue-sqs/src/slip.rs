@@ -1,8 +1,8 @@
 //! What travels beside a body: one message attribute, so that no adapter reads bodies.
 //!
-//! `p1024 t60 d1763769600000 h r2 i… k… g…`: priority, TTR in seconds, due in milliseconds since 1970, whether that is
+//! `p1024 t60 d1763769600000 h r2 i… k… g… f…`: priority, TTR in seconds, due in milliseconds since 1970, whether that is
 //! further than SQS itself counts, earlier reservations without an end, SQS's first id of a payload that came without
-//! ours, when it was held in microseconds, and the group of a FIFO queue.
+//! ours, when it was held in microseconds, the group of a FIFO queue, and which file has the data, if one does (`claim.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +33,8 @@ pub(crate) struct Slip {
     /// When it was held, in microseconds since 1970.
     pub(crate) held: Option<u64>,
     pub(crate) group: Option<Arc<str>>,
+    /// Which file has the task's data: copied as it came, and read only where the data is.
+    pub(crate) claim: Option<Arc<str>>,
 }
 
 impl Slip {
@@ -55,6 +57,7 @@ impl Slip {
         words.extend(self.native.as_ref().map(|id| format!("i{id}")));
         words.extend(self.held.map(|n| format!("k{n}")));
         words.extend(self.group.as_ref().map(|group| format!("g{group}")));
+        words.extend(self.claim.as_ref().map(|claim| format!("f{claim}")));
         words.join(" ")
     }
 
@@ -72,6 +75,7 @@ impl Slip {
                 "i" => slip.native = Some(value.into()),
                 "k" => slip.held = value.parse().ok(),
                 "g" => slip.group = Some(value.into()),
+                "f" => slip.claim = Some(value.into()),
                 _ => {}
             }
         }
@@ -94,6 +98,7 @@ mod tests {
             native: Some("5f0e-1".into()),
             held: Some(1),
             group: Some("customer-7".into()),
+            claim: Some("j5f0e.7".into()),
         };
         for slip in [full, Slip::default(), Slip { priority: Some(0), ..Slip::default() }] {
             assert_eq!(Slip::read(&slip.write()), slip);
@@ -112,6 +117,7 @@ mod tests {
             native: Some("x".repeat(100).into()),
             held: Some(u64::MAX),
             group: Some("x".repeat(128).into()),
+            claim: Some(format!("j{}.{}", "x".repeat(36), 64 << 20).into()),
         };
         assert!((slip.write().len() + ATTRIBUTE.len() + "String".len()) as u64 <= ROOM);
     }

@@ -49,6 +49,24 @@ pub(crate) async fn run(hub: Weak<Hub>, clock: Arc<dyn Clock>, lines: Arc<Lines>
     }
 }
 
+/// Removes files that belong to no message any more, for as long as the broker is open: what crashes between the writing of
+/// a file and the sending of its message leave, and what SQS's own purge or a lost delete does.
+pub(crate) async fn sweep(hub: Weak<Hub>, clock: Arc<dyn Clock>) {
+    loop {
+        let Some(open) = hub.upgrade().filter(|hub| hub.check().is_ok()) else { return };
+        let Some(folder) = open.folder.clone() else { return };
+        drop(open);
+        match folder.sweep(clock.wall()).await {
+            Ok(0) => {}
+            Ok(removed) => {
+                tracing::info!(folder = %folder.path().display(), removed, "files that belong to no task were removed")
+            }
+            Err(error) => tracing::warn!(folder = %folder.path().display(), %error, "cannot look for files of no task"),
+        }
+        clock.sleep_until(clock.now() + OFTEN.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+    }
+}
+
 impl Hub {
     /// Looks at held tasks at the end of a consumer, if nobody has in this process.
     pub(crate) async fn tend_at_last(&self, lines: &Lines) {

@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 /// A status and a body, for the so-many-th request of an operation; those on a companion queue have a name of their own, as
-/// `receivemessage held`.
+/// `receivemessage held`. A status of 0 is no answer at all.
 pub(crate) type Answer = fn(&str, usize) -> (u16, String);
 type Requests = Arc<Mutex<Vec<(String, String)>>>;
 
@@ -90,6 +90,9 @@ async fn serve(stream: TcpStream, answer: Answer, requests: Requests) -> Option<
             requests.iter().filter(|(of, _)| *of == operation).count()
         };
         let (status, mut body) = answer(&operation, number);
+        if status == 0 {
+            std::future::pending::<()>().await;
+        }
         if operation == "getqueueurl" {
             body = body.replace("/q\"", &format!("/{queue}\""));
         }

@@ -167,13 +167,13 @@ async fn drain(queues: &Queues) -> (usize, f64) {
 }
 
 /// A clock that all processes share, in microseconds.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
 }
 
 /// How many tasks are sent to measure a pick-up; the first few warm it up.
-const PICKED: u64 = 205;
+pub(crate) const PICKED: u64 = 205;
 
 /// Sends tasks that say when, about 20 per second.
 pub(crate) async fn send_slowly(producer: &Queues) {

@@ -75,6 +75,7 @@ async fn run_sqs(tasks: usize) {
         let mut raw = sqs::RawSqs::connect(server.address()).await;
         // A request costs this server a hundred times what it costs the others.
         measured("sqs", &server, &mut raw, tasks / 20).await;
+        sqs::watching_many(&server).await;
     }
 }
 

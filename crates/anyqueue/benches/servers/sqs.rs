@@ -1,14 +1,16 @@
 //! The least on SQS: the bare SDK, ten messages a request, as many requests under way as the adapter has.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use anyqueue_testkit::{Process, servers::sqs};
+use anyqueue::{Queue, Runner, Task};
+use anyqueue_testkit::{Process, Server, servers::sqs};
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region, StalledStreamProtectionConfig};
 use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry, SendMessageBatchRequestEntry};
 
-use crate::load::{Payload, Raw, rate, text};
+use crate::load::{PICKED, Payload, Raw, median, now, queues, rate, send_slowly, text};
 
 /// The adapter's `requests`.
 const UNDER_WAY: usize = 16;
@@ -102,4 +104,45 @@ impl Raw for RawSqs {
         let count = self.drain().await;
         [sent, rate(count, start.elapsed())]
     }
+}
+
+/// The pick-up from one queue that is watched alone, and from one of fifty of which the others are empty, by turns.
+pub(crate) async fn watching_many(server: &Process) {
+    let mut ratios = Vec::new();
+    for _ in 0..3 {
+        let [alone, among] = [pick_up(server, 1).await, pick_up(server, 50).await];
+        println!("  W4 p99: alone {alone:.2} ms, among 49 empty queues {among:.2} ms   ratio {:.2}", among / alone);
+        ratios.push(among / alone);
+    }
+    println!("  median ratio {:.2}", median(ratios));
+}
+
+/// The p99 of the pick-up while so many queues are watched, in milliseconds.
+async fn pick_up(server: &Process, watched: usize) -> f64 {
+    let names: Vec<String> = (1..watched).map(|n| format!("empty-{n}")).collect();
+    let more: String = names.iter().map(|name| format!("[queues.{name}]\n")).collect();
+    let broker = format!("url = \"sqs://{}\"", server.address());
+    let (worker, producer) = (queues(&broker, &more).await, queues(&broker, "").await);
+    let samples = Arc::new(Mutex::new(Vec::new()));
+    let noted = samples.clone();
+    let busy = Queue::new("bench", ()).worker("noop", move |_, task: Task<u64>| {
+        noted.lock().expect("no panic").push(now() - task.data);
+        async {}
+    });
+    let runner = names.iter().fold(Runner::new(worker).queue(busy).slots(10), |runner, name| {
+        runner.queue(Queue::new(name, ()).worker("noop", |_, _: Task<u64>| async {}))
+    });
+    let handle = runner.handle();
+    let run = tokio::spawn(runner.run());
+    // Until all requests wait.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    send_slowly(&producer).await;
+    while handle.progress().done < PICKED {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    handle.stop();
+    run.await.expect("no panic").expect("stops");
+    let mut sorted = samples.lock().expect("no panic")[5..].to_vec();
+    sorted.sort_unstable();
+    sorted[sorted.len() * 99 / 100] as f64 / 1000.0
 }
