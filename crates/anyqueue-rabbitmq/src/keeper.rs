@@ -220,8 +220,7 @@ impl Keeper {
         if self.look_for_pause().await? {
             return Ok(());
         }
-        let limited = channel.basic_qos(window as u16, BasicQosOptions { global: false });
-        self.shared.work.call("basic.qos", limited).await?;
+        self.shared.work.call("basic.qos", channel.basic_qos(window as u16, BasicQosOptions { global: false })).await?;
         if !self.line.state().begin(&self.bands, window, self.shared.clock.now()) {
             return Ok(());
         }
@@ -298,22 +297,11 @@ impl Keeper {
     async fn expire(&self, tags: &[u64]) -> Result<()> {
         let Session { channel, .. } = self.session().await?;
         let _saying = self.line.saying.lock().await;
-        for tag in tags {
-            let gone = {
-                let mut state = self.line.state();
-                let now = self.shared.clock.now();
-                // It may have been touched or settled meanwhile.
-                let over = state.leases.get(tag).filter(|lease| lease.deadline <= now).cloned();
-                over.inspect(|lease| {
-                    state.leases.remove(tag);
-                    state.settled(*tag, lease.band, lease.run);
-                })
-            };
-            if gone.is_some() {
-                self.line.return_all(&channel, &[*tag]).await?;
-            }
-        }
-        Ok(())
+        let over: Vec<u64> = {
+            let (mut state, now) = (self.line.state(), self.shared.clock.now());
+            tags.iter().copied().filter(|tag| state.end_lease(*tag, now)).collect()
+        };
+        self.line.return_all(&channel, &over).await
     }
 
     /// Asks each doubtful band whether there is more, and waits for that.

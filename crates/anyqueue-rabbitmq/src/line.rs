@@ -212,6 +212,16 @@ impl State {
         band.fetched.push_back(Fetched { message, at, run });
     }
 
+    /// Ends a lease that is over. It may have been touched or settled meanwhile.
+    pub(crate) fn end_lease(&mut self, tag: u64, now: Moment) -> bool {
+        let over = self.leases.get(&tag).filter(|lease| lease.deadline <= now).map(|lease| (lease.band, lease.run));
+        if let Some((band, run)) = over {
+            self.leases.remove(&tag);
+            self.settled(tag, band, run);
+        }
+        over.is_some()
+    }
+
     /// Forgets a delivery that the server is told about.
     pub(crate) fn settled(&mut self, tag: u64, band: usize, run: u64) {
         self.unsettled.remove(&tag);

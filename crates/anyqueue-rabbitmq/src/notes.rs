@@ -22,7 +22,7 @@ const NAMES: usize = 1024;
 /// More notes than are kept.
 const MOST: usize = 4096;
 /// Tasks wait no longer than this for the notes of them; without, they count as crashed, which costs them a run alone.
-const PATIENCE: Duration = Duration::from_millis(800);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Names are forgotten after one to two of these: the server keeps a note for a day.
 const GENERATION: Duration = Duration::from_secs(12 * 3600);
 /// A generation of more names than this is over early.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyqueue_core::{BoxError, async_trait};
 
@@ -18,6 +19,9 @@ pub struct Node {
 
 /// Where the server's scripts are: the ones on the path become another user.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
+
+/// Six seconds are enough on a machine that does nothing else; on one with ten times the work, a minute is not.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Starts a node in a folder of its own, on a free port of this machine. What follows in `settings` are lines of
 /// `rabbitmq.conf`: `["consumer_timeout = 7200000"]`, say.
@@ -44,8 +48,10 @@ pub async fn start_with<T: AsRef<str>>(plugins: &str, settings: impl IntoIterato
     }
     let distribution = free_port()?.to_string();
     let port_of_epmd = epmd.address().port().to_string();
-    let mut launch =
-        Launch::new("sh").args(["-c", PREPARE, "sh", &conf, plugins]).ready(Ready::Output("Server startup complete".into()));
+    let mut launch = Launch::new("sh")
+        .args(["-c", PREPARE, "sh", &conf, plugins])
+        .ready(Ready::Output("Server startup complete".into()))
+        .patience(PATIENCE);
     for (name, value) in [
         ("HOME", "{dir}/home"),
         ("RABBITMQ_SCRIPTS", SCRIPTS),
