@@ -12,8 +12,11 @@ use crate::hub::Hub;
 use crate::lines::Lines;
 use crate::message::Arrived;
 
+/// Makes data of bytes.
+type Form = fn(Bytes) -> Data;
+
 /// What the data is on the wire.
-const FORMS: [(char, fn(Bytes) -> Data); 3] = [('j', Data::Json), ('b', Data::Binary), ('u', Data::Unreadable)];
+const FORMS: [(char, Form); 3] = [('j', Data::Json), ('b', Data::Binary), ('u', Data::Unreadable)];
 
 /// Which file has a task's data. `j5f0e….1048576` in a slip: its form, its file, its size in bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]

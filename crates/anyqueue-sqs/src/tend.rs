@@ -69,16 +69,19 @@ pub(crate) async fn sweep(hub: Weak<Hub>, clock: Arc<dyn Clock>) {
 
 impl Hub {
     /// Looks at held tasks at the end of a consumer, if nobody has in this process.
-    pub(crate) async fn tend_at_last(&self, lines: &Lines) {
+    pub(crate) async fn tend_at_last(self: &Arc<Self>, lines: &Arc<Lines>) {
         if self.check().is_err() || !self.tended(&lines.queue) {
             return;
         }
-        tokio::select! {
-            renewed = self.renew(lines, false) => {
-                if let Err(error) = renewed {
-                    tracing::warn!(queue = lines.queue.as_str(), %error, "cannot renew held tasks");
-                }
+        let (hub, lines) = (self.clone(), lines.clone());
+        // It goes on to its end even if nobody waits for it any more: what a walk took has to be put back.
+        let look = self.runtime.spawn(async move {
+            if let Err(error) = hub.renew(&lines, false).await {
+                tracing::warn!(queue = lines.queue.as_str(), %error, "cannot renew held tasks");
             }
+        });
+        tokio::select! {
+            _ = look => {}
             () = self.clock.sleep_until(self.clock.now() + LAST) => {}
         }
     }

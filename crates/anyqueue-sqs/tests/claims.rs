@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyqueue_core::{
-    Broker, Bytes, ConnectOptions, Create, Data, Effect, Envelope, ErrorKind, Settlement, Severity, State, TaskId, Which, Wire,
+    Broker, Bytes, ConnectOptions, Data, Effect, Envelope, ErrorKind, Settlement, Severity, State, TaskId, Which, Wire,
 };
 use anyqueue_testkit::{Sample, SystemClock};
 use shared::stub::{Stub, ok, received, refused, usual, word, worked};
@@ -57,7 +57,7 @@ async fn large_data_goes_through_every_verb() {
     let settler = consumer.settler();
     for sent in [large(5 * MIB), Sample::new(0).data(bytes).priority(100).envelope()] {
         let data = Wire::read(&sent.body).unwrap().data;
-        send(&*sender, &queue, &[sent.clone()]).await.unwrap();
+        send(&*sender, &queue, std::slice::from_ref(&sent)).await.unwrap();
         let file = files(&folder);
         assert_eq!(file.len(), 1);
         let first = one(&mut *consumer).await;
@@ -97,7 +97,7 @@ async fn a_worker_without_the_folder_says_what_to_set() {
     let (place, folder, queue) = (Place::new().await, TempDir::new().unwrap(), queue("claims"));
     let (with, without) = (connect(&place, folder.path()).await, place.connect().await);
     let task = large(2 * MIB);
-    let error = without.send(&queue, &[task.clone()]).await.remove(0).unwrap_err();
+    let error = without.send(&queue, std::slice::from_ref(&task)).await.remove(0).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::TooLarge { .. }) && error.to_string().contains("`store"), "{error}");
     send(&*with, &queue, &[task.clone(), Sample::new(1).envelope()]).await.unwrap();
     let mut poor = consumer(&*without, &queue).await;
@@ -354,7 +354,7 @@ async fn a_task_that_grows_gets_a_file() {
     let (place, folder, queue) = (Place::new().await, TempDir::new().unwrap(), queue("grown"));
     let broker = connect(&place, folder.path()).await;
     let task = large(MIB - 20_000);
-    send(&*broker, &queue, &[task.clone()]).await.unwrap();
+    send(&*broker, &queue, std::slice::from_ref(&task)).await.unwrap();
     assert!(files(&folder).is_empty(), "{:?}", files(&folder));
     let mut consumer = consumer(&*broker, &queue).await;
     let got = one(&mut *consumer).await;
@@ -380,7 +380,7 @@ async fn even_a_folder_has_a_limit() {
     let broker = connect_stub(&stub, folder.path()).await;
     let mut task = large(64 * MIB);
     let size = task.body.len() as u64;
-    let error = broker.send(&queue, &[task.clone()]).await.remove(0).unwrap_err();
+    let error = broker.send(&queue, std::slice::from_ref(&task)).await.remove(0).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge { size, limit: 64 << 20 });
     let mut wire = Wire::new("sample", text(10));
     wire.headers.push(("long".into(), "z".repeat(2 * MIB)));
@@ -388,29 +388,4 @@ async fn even_a_folder_has_a_limit() {
     let error = broker.send(&queue, &[task]).await.remove(0).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::TooLarge { .. }) && error.to_string().contains("headers"), "{error}");
     assert!(files(&folder).is_empty() && stub.count("sendmessagebatch") == 0);
-}
-
-/// A folder that is not there is made where the settings allow it, for its owner alone, and is an error otherwise.
-#[tokio::test]
-async fn a_missing_folder_is_made_or_named() {
-    use std::os::unix::fs::PermissionsExt;
-    let (stub, folder) = (Stub::start(|operation, _| usual(operation)).await, TempDir::new().unwrap());
-    let store = folder.path().join("store");
-    connect_stub(&stub, &store).await;
-    assert_eq!(fs::metadata(&store).unwrap().permissions().mode() & 0o777, 0o700);
-    let open = async |store: &Path, create| {
-        let url = format!("sqs://127.0.0.1:1?store=file:{}", store.display());
-        let mut options = ConnectOptions::new(&url, Arc::new(SystemClock)).unwrap();
-        options.create = create;
-        anyqueue_sqs::DRIVER.open(options).await.unwrap_err().to_string()
-    };
-    let missing = folder.path().join("mount/store");
-    for (path, create, says) in [
-        (&missing, Create::Auto, "make or mount it"),
-        (&missing, Create::Never, "`create` is \"never\""),
-        (&PathBuf::from("/etc/hostname"), Create::Auto, "is a file"),
-    ] {
-        let error = open(path, create).await;
-        assert!(error.contains(says) && error.contains("`store`"), "{error}");
-    }
 }

@@ -143,6 +143,26 @@ async fn a_short_lived_worker_renews_held_tasks() {
     assert_eq!(stub.count("deletemessagebatch held"), 1);
 }
 
+/// A worker that ends does not wait long for its look at what is held, and the look puts back what it took all the same.
+#[tokio::test]
+async fn a_look_at_the_end_puts_back_what_it_took() {
+    let stub = Stub::start(|operation, number| match operation {
+        "getqueueattributes held" => ok(r#"{"Attributes":{"ApproximateNumberOfMessages":"5"}}"#),
+        "receivemessage held" if number == 1 => ok(&message()),
+        // The next answer never comes.
+        "receivemessage held" => (0, String::new()),
+        "changemessagevisibilitybatch held" => worked(),
+        _ => usual(operation),
+    })
+    .await;
+    let broker = stub.connect().await;
+    let consumer = consumer(&*broker, &queue("q")).await;
+    consumer.close().await.unwrap();
+    let shown = async || stub.asked("changemessagevisibilitybatch held");
+    eventually("it is shown again", SOON, async || shown().await.len() == 1).await;
+    assert!(shown().await[0].contains(r#""VisibilityTimeout":0"#));
+}
+
 /// What SQS's own dead-letter queue took is not deleted there with age either: it goes to the held ones.
 #[tokio::test]
 async fn what_sqs_itself_took_away_is_renewed_too() {

@@ -186,3 +186,30 @@ async fn a_held_task_outlives_the_retention_of_sqs() {
         held.iter().map(|task| anyqueue_core::Incoming::peeked(task, "default", "parked", Default::default()).id).collect();
     assert_eq!(listed, ids);
 }
+
+/// A folder that is not there is made where the settings allow it, for its owner alone, and is an error otherwise.
+#[tokio::test]
+async fn a_missing_folder_is_made_or_named() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, path::Path};
+    let (stub, folder) =
+        (shared::stub::Stub::start(|operation, _| shared::stub::usual(operation)).await, tempfile::TempDir::new().unwrap());
+    let store = folder.path().join("store");
+    stub.connect_with(&format!("&store=file:{}", store.display())).await;
+    assert_eq!(fs::metadata(&store).unwrap().permissions().mode() & 0o777, 0o700);
+    let open = async |store: &Path, create| {
+        let url = format!("sqs://127.0.0.1:1?store=file:{}", store.display());
+        let mut options = ConnectOptions::new(&url, Arc::new(SystemClock)).unwrap();
+        options.create = create;
+        anyqueue_sqs::DRIVER.open(options).await.unwrap_err().to_string()
+    };
+    let missing = folder.path().join("mount/store");
+    for (path, create, says) in [
+        (&missing, Create::Auto, "make or mount it"),
+        (&missing, Create::Never, "`create` is \"never\""),
+        (&"/etc/hostname".into(), Create::Auto, "is a file"),
+    ] {
+        let error = open(path, create).await;
+        assert!(error.contains(says) && error.contains("`store`"), "{error}");
+    }
+}
