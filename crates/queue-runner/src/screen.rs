@@ -14,6 +14,9 @@ pub(crate) struct Screen {
     shows: bool,
 }
 
+/// A client that logs as an error what it also returns as one, and what is none: a question for a queue that is not there yet.
+const QUIET: &str = "lapin=off";
+
 impl Screen {
     /// Starts logging. Progress shows on a terminal only.
     pub(crate) fn start(verbose: u8, quiet: bool) -> Self {
@@ -29,7 +32,7 @@ impl Screen {
         // What was typed wins over what the environment says.
         let typed = quiet || verbose > 0;
         let filter = EnvFilter::try_from_env("RUST_LOG").ok().filter(|_| !typed);
-        let filter = filter.unwrap_or_else(|| EnvFilter::new(format!("warn,{}", ours(level))));
+        let filter = filter.unwrap_or_else(|| EnvFilter::new(format!("warn,{QUIET},{}", ours(level))));
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(verbose > 0);
         log.with_ansi(io::stderr().is_terminal()).with_writer(screen.clone()).init();
         screen

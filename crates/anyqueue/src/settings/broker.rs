@@ -130,6 +130,11 @@ impl<'a> Brokers<'a> {
         self.written.iter().map(String::as_str)
     }
 
+    /// How long a broker lets an attempt run, if it has a limit.
+    pub(super) fn longest_attempt(&self, broker: &str) -> Option<Duration> {
+        self.usable.get(broker).and_then(|broker| broker.driver.capabilities.touch.limits())
+    }
+
     /// The options that a queue on this broker may have; those of all drivers if the broker cannot be used.
     pub(super) fn queue_options(&self, broker: &str) -> impl Iterator<Item = &'static str> {
         let one = self.usable.get(broker).map(|broker| broker.driver);

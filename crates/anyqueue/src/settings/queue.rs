@@ -40,6 +40,8 @@ pub struct QueueSettings {
     pub priorities: PriorityRange,
     /// The driver's options for this queue.
     pub options: Options,
+    /// Whether somebody has set a `time_limit`.
+    limited: bool,
 }
 
 /// One worker, as `[queues.NAME.workers.TASK]` describes it.
@@ -74,6 +76,7 @@ impl QueueSettings {
             elsewhere: Vec::new(),
             priorities: PriorityRange::ALL,
             options: Options::default(),
+            limited: false,
         }
     }
 
@@ -117,8 +120,15 @@ impl QueueSettings {
         }
     }
 
+    /// The time limit of a queue that sets none: an hour, or what its broker can do if that is less.
+    pub(super) fn limit_by_default(&mut self, brokers: &Brokers<'_>) {
+        let hour = Policy::default().time_limit;
+        self.policy.time_limit = hour.into_iter().chain(brokers.longest_attempt(&self.broker)).min();
+    }
+
     /// Reads the keys that `[defaults]` and `[queues.NAME]` share.
     pub(super) fn read_shared(&mut self, table: &mut Table<'_>) {
+        self.limited |= table.has("time_limit");
         self.slots = table.take("slots", |v| value::optional(v, |v| value::count(v, 1..=MOST_SLOTS))).unwrap_or(self.slots);
         self.weight = table.take("weight", |v| value::small(v, 1..=1_000_000)).unwrap_or(self.weight);
         self.priority = table.take("priority", value::priority).unwrap_or(self.priority);
@@ -134,6 +144,9 @@ impl QueueSettings {
                 table.problem("broker", &e);
             }
             self.broker = broker.into();
+            if !self.limited {
+                self.limit_by_default(brokers);
+            }
         }
         self.label = table.take("label", value::text).unwrap_or(self.label);
         self.priorities = table.take("priorities", value::priorities).unwrap_or(self.priorities);

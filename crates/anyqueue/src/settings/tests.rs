@@ -344,6 +344,21 @@ fn a_driver_of_ones_own_brings_its_scheme_and_its_options() {
 }
 
 #[test]
+fn without_a_time_limit_an_attempt_may_take_what_its_broker_can_do() {
+    let memory = Drivers::enabled().find("memory").copied().unwrap();
+    let touch = anyqueue_core::Support::Native(Some(secs(60)));
+    let capabilities = anyqueue_core::Capabilities { touch, ..memory.capabilities };
+    let short = anyqueue_core::Driver { name: "short", schemes: &["short"], capabilities, ..memory };
+    let file = "[brokers.default]\nurl = \"short:\"\n[brokers.long]\nurl = \"memory:\"\n\
+        [queues.a]\n[queues.b]\nbroker = \"long\"\n[queues.c]\ntime_limit = \"2h\"\n[queues.a.workers.w]\n";
+    let settings = text(file).drivers(Drivers::enabled().with(&short)).load().unwrap();
+    let limit = |queue| settings.queue(queue).unwrap().policy.time_limit;
+    assert_eq!((limit("a"), limit("b"), limit("c")), (Some(secs(60)), Some(secs(3600)), Some(secs(7200))));
+    assert_eq!(settings.queue("a").unwrap().policy_of("w").time_limit, Some(secs(60)));
+    assert_eq!(settings.queue_or_default("new").unwrap().policy.time_limit, Some(secs(60)));
+}
+
+#[test]
 fn values_of_the_wrong_shape_say_what_they_should_be() {
     for (file, wanted) in [
         ("\"queues.a\" = 5", "queue.toml:1: unknown key `queues.a`; "),
