@@ -1,5 +1,7 @@
 //! Looks after one consumer: fetches while somebody asks, ends leases that are over, gives back what nobody takes.
 
+mod look;
+
 use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,8 +27,6 @@ const LOOK_PAUSED: Duration = Duration::from_millis(300);
 /// A server that cannot be reached is tried again after this, and twice as long each time.
 const SHORTEST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(2);
-/// How long it is looked for what a band says it has.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A band of which nothing is heard for this long is consumed anew.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -41,6 +41,8 @@ enum Step {
     Expire(Vec<u64>),
     Start(usize),
     Stop,
+    /// Consume anew, with a larger window.
+    Grow,
     Renew,
     Verify,
     Look,
@@ -58,6 +60,8 @@ pub(crate) struct Keeper {
     tags: Vec<ShortString>,
     /// Whether it was looked, and not only counted, whether the queue is paused.
     sure_of_pause: bool,
+    /// When tasks went back to the queue the last time.
+    given_back: Option<Moment>,
     next_look: Moment,
     next_try: Moment,
     pause: Duration,
@@ -75,6 +79,7 @@ impl Keeper {
             feeds: Feeds::new(),
             tags: Vec::new(),
             sure_of_pause: false,
+            given_back: None,
             next_look,
             next_try,
             pause: SHORTEST,
@@ -93,6 +98,7 @@ impl Keeper {
                 Step::Expire(tags) => self.expire(&tags).await,
                 Step::Start(window) => self.start(window).await,
                 Step::Stop => self.stop().await,
+                Step::Grow => self.fetch_no_more().await.map(drop),
                 Step::Renew => self.renew().await,
                 Step::Verify => self.verify().await,
                 Step::Look => self.look().await,
@@ -111,7 +117,7 @@ impl Keeper {
 
     fn plan(&self, now: Moment) -> Step {
         let state = self.line.state();
-        let through = state.leases.is_empty() && state.settling == 0 && state.consuming.is_none();
+        let through = state.leases.is_empty() && state.settling == 0 && state.is_quiet();
         if self.shared.is_closed() || state.left && through {
             return Step::End;
         }
@@ -127,8 +133,8 @@ impl Keeper {
         let mut until = state.leases.values().map(|lease| lease.deadline).min().unwrap_or(now + LOOK);
         let old = state.bands.iter().filter_map(|band| band.fetched.front()).map(|fetched| fetched.at + STALE).min();
         match state.consuming {
-            Some(_) if !wanted || state.paused || old.is_some_and(|old| old <= now) => return Step::Stop,
-            Some((_, current)) if window > current && state.waiting > 0 => return Step::Stop,
+            _ if !state.is_quiet() && (!wanted || state.paused || old.is_some_and(|old| old <= now)) => return Step::Stop,
+            Some((_, current)) if window > current && state.waiting > 0 => return Step::Grow,
             Some(_) if self.is_strangely_silent(&state, now) => return Step::Renew,
             Some(_) if state.waiting > 0 && !state.looked => return Step::Verify,
             Some((_, current)) if state.waiting > 0 && self.is_doubtful(&state.bands, current) => return Step::Verify,
@@ -247,6 +253,14 @@ impl Keeper {
 
     /// Ends consuming and gives back what was fetched and not handed out.
     async fn stop(&mut self) -> Result<()> {
+        let session = self.fetch_no_more().await?;
+        self.give_back(&session).await?;
+        self.line.bell.notify_one();
+        Ok(())
+    }
+
+    /// Ends consuming. What was fetched stays: those who are asked for more must not find the first ones on their way back.
+    async fn fetch_no_more(&mut self) -> Result<Session> {
         let session = self.session().await?;
         let channel = &session.channel;
         for tag in std::mem::take(&mut self.tags) {
@@ -256,15 +270,13 @@ impl Keeper {
         // What came before the server's answer lies there.
         self.take_in().await?;
         self.feeds.clear();
-        self.give_back(&session).await?;
         let mut state = self.line.state();
         (state.consuming, state.looked) = (None, false);
         drop(state);
-        self.line.bell.notify_one();
-        Ok(())
+        Ok(session)
     }
 
-    async fn give_back(&self, session: &Session) -> Result<()> {
+    async fn give_back(&mut self, session: &Session) -> Result<()> {
         if self.line.state().purging > 0 {
             return self.throw_away(session).await;
         }
@@ -281,6 +293,9 @@ impl Keeper {
         let _saying = self.line.saying.lock().await;
         let tags = self.line.state().take_fetched();
         self.line.return_all(&session.channel, &tags).await?;
+        if !tags.is_empty() {
+            self.given_back = Some(self.shared.clock.now());
+        }
         self.line.barrier(&self.shared, &session.channel).await
     }
 
@@ -302,58 +317,6 @@ impl Keeper {
             tags.iter().copied().filter(|tag| state.end_lease(*tag, now)).collect()
         };
         self.line.return_all(&channel, &over).await
-    }
-
-    /// Asks each doubtful band whether there is more, and waits for that.
-    async fn verify(&mut self) -> Result<()> {
-        let Session { channel, .. } = self.session().await?;
-        let give_up = self.shared.clock.now() + PATIENCE;
-        let doubtful: Vec<usize> = {
-            let state = self.line.state();
-            self.bands.clone().filter(|band| !state.looked || state.bands[*band].doubt).collect()
-        };
-        for band in doubtful {
-            loop {
-                let name = &self.layout.bands[band];
-                let count = self.shared.count(&self.shared.asking().await?, name).await?;
-                let count =
-                    count.ok_or_else(|| Error::new(ErrorKind::NotFound, "the queue was deleted").with("server_queue", name))?;
-                // What the server had sent before it answers this is here afterwards.
-                self.line.barrier(&self.shared, &channel).await?;
-                self.take_in().await?;
-                if self.line.is_sure(band, count) || self.shared.clock.now() >= give_up {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        }
-        self.line.state().looked = true;
-        self.line.bell.notify_one();
-        Ok(())
-    }
-
-    /// What cannot be learnt now stays as it was: no task is given up for that.
-    async fn look(&mut self) -> Result<()> {
-        if let Err(e) = self.look_for_pause().await {
-            tracing::debug!(queue = self.line.queue.as_str(), error = chain(&e), "whether the queue is paused is not known");
-            self.next_look = self.shared.clock.now() + LOOK;
-        }
-        Ok(())
-    }
-
-    async fn look_for_pause(&mut self) -> Result<bool> {
-        let paused = self.shared.is_marked(&self.layout).await?;
-        self.next_look = self.shared.clock.now() + if paused { LOOK_PAUSED } else { LOOK };
-        let mut state = self.line.state();
-        state.paused = paused;
-        if paused {
-            state.looked = true;
-        } else if state.consuming.is_none() {
-            state.looked = false;
-        }
-        drop(state);
-        self.line.bell.notify_one();
-        Ok(paused)
     }
 
     async fn wait(&mut self, until: Moment) -> Result<()> {

@@ -285,9 +285,9 @@ impl State {
         }
     }
 
-    /// Whether nothing is being fetched.
+    /// Whether nothing is being fetched, and nothing lies here that was.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.consuming.is_none()
+        self.consuming.is_none() && self.bands.iter().all(|band| band.fetched.is_empty())
     }
 
     /// Whether somebody asks for tasks, or did a moment ago.
@@ -323,6 +323,21 @@ mod tests {
         assert!(!state.wanted(now) && !state.begin(&(0..=0), 1, now) && state.is_quiet());
         state.withheld = 0;
         assert!(state.wanted(now) && state.begin(&(0..=0), 1, now) && !state.is_quiet());
+    }
+
+    #[test]
+    fn what_was_fetched_stays_when_more_is_asked_for() {
+        let (mut state, now) =
+            (State { waiting: 1, bands: vec![Band::default(), Band::default()], ..State::default() }, Moment::default());
+        assert!(state.begin(&(0..=1), 1, now));
+        let delivery = lapin::message::Delivery::mock(7, "".into(), "q".into(), false, b"body".to_vec());
+        state.add(1, Message::new(delivery, std::time::SystemTime::now()), now);
+        state.consuming = None;
+        assert!(!state.is_quiet(), "it lies here and has to be given back if nobody takes it");
+        assert!(state.begin(&(0..=1), 4, now));
+        assert_eq!((state.bands[1].open, state.take_fetched()), (0, vec![7]));
+        state.consuming = None;
+        assert!(state.is_quiet());
     }
 
     #[test]

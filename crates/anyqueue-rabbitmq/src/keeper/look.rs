@@ -1,0 +1,70 @@
+//! What a consumer's keeper asks the server: whether a band has more, whether the queue is paused.
+
+use std::time::Duration;
+
+use anyqueue_core::{Error, ErrorKind, Result, chain};
+
+use super::{Keeper, LOOK, LOOK_PAUSED};
+use crate::line::Session;
+
+/// How long it is looked for what a band says it has.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A quorum queue counts what was given back a little later.
+const ON_THE_WAY: Duration = Duration::from_millis(300);
+
+impl Keeper {
+    /// Asks each doubtful band whether there is more, and waits for that.
+    pub(super) async fn verify(&mut self) -> Result<()> {
+        let Session { channel, .. } = self.session().await?;
+        let give_up = self.shared.clock.now() + PATIENCE;
+        let doubtful: Vec<usize> = {
+            let state = self.line.state();
+            self.bands.clone().filter(|band| !state.looked || state.bands[*band].doubt).collect()
+        };
+        for band in doubtful {
+            loop {
+                let name = &self.layout.bands[band];
+                let count = self.shared.count(&self.shared.asking().await?, name).await?;
+                let count =
+                    count.ok_or_else(|| Error::new(ErrorKind::NotFound, "the queue was deleted").with("server_queue", name))?;
+                // What the server had sent before it answers this is here afterwards.
+                self.line.barrier(&self.shared, &channel).await?;
+                self.take_in().await?;
+                let now = self.shared.clock.now();
+                // A quorum queue counts what was given back a little later.
+                let on_their_way = count == 0 && self.given_back.is_some_and(|at| now < at + ON_THE_WAY);
+                if self.line.is_sure(band, count) && !on_their_way || now >= give_up {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        self.line.state().looked = true;
+        self.line.bell.notify_one();
+        Ok(())
+    }
+
+    /// What cannot be learnt now stays as it was: no task is given up for that.
+    pub(super) async fn look(&mut self) -> Result<()> {
+        if let Err(e) = self.look_for_pause().await {
+            tracing::debug!(queue = self.line.queue.as_str(), error = chain(&e), "whether the queue is paused is not known");
+            self.next_look = self.shared.clock.now() + LOOK;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn look_for_pause(&mut self) -> Result<bool> {
+        let paused = self.shared.is_marked(&self.layout).await?;
+        self.next_look = self.shared.clock.now() + if paused { LOOK_PAUSED } else { LOOK };
+        let mut state = self.line.state();
+        state.paused = paused;
+        if paused {
+            state.looked = true;
+        } else if state.consuming.is_none() {
+            state.looked = false;
+        }
+        drop(state);
+        self.line.bell.notify_one();
+        Ok(paused)
+    }
+}
