@@ -60,8 +60,6 @@ pub(crate) struct Keeper {
     tags: Vec<ShortString>,
     /// Whether it was looked, and not only counted, whether the queue is paused.
     sure_of_pause: bool,
-    /// When tasks went back to the queue the last time.
-    given_back: Option<Moment>,
     next_look: Moment,
     next_try: Moment,
     pause: Duration,
@@ -79,7 +77,6 @@ impl Keeper {
             feeds: Feeds::new(),
             tags: Vec::new(),
             sure_of_pause: false,
-            given_back: None,
             next_look,
             next_try,
             pause: SHORTEST,
@@ -276,7 +273,7 @@ impl Keeper {
         Ok(session)
     }
 
-    async fn give_back(&mut self, session: &Session) -> Result<()> {
+    async fn give_back(&self, session: &Session) -> Result<()> {
         if self.line.state().purging > 0 {
             return self.throw_away(session).await;
         }
@@ -290,13 +287,15 @@ impl Keeper {
             // They come back as if their worker had died: that costs a run alone, no more.
             tracing::debug!(queue = self.line.queue.as_str(), error = chain(&e), "a note could not be written");
         }
-        let _saying = self.line.saying.lock().await;
-        let tags = self.line.state().take_fetched();
-        self.line.return_all(&session.channel, &tags).await?;
-        if !tags.is_empty() {
-            self.given_back = Some(self.shared.clock.now());
+        let there = self.counts().await;
+        {
+            let _saying = self.line.saying.lock().await;
+            let tags = self.line.state().take_fetched();
+            self.line.return_all(&session.channel, &tags).await?;
+            self.line.barrier(&self.shared, &session.channel).await?;
         }
-        self.line.barrier(&self.shared, &session.channel).await
+        self.until_counted(there).await;
+        Ok(())
     }
 
     /// A purge is under way: what lies here goes with the rest.

@@ -9,7 +9,7 @@ use crate::line::Session;
 
 /// How long it is looked for what a band says it has.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A quorum queue counts what was given back a little later.
+/// How long it is waited for what was given back: somebody else may have it already.
 const ON_THE_WAY: Duration = Duration::from_millis(300);
 
 impl Keeper {
@@ -30,10 +30,7 @@ impl Keeper {
                 // What the server had sent before it answers this is here afterwards.
                 self.line.barrier(&self.shared, &channel).await?;
                 self.take_in().await?;
-                let now = self.shared.clock.now();
-                // A quorum queue counts what was given back a little later.
-                let on_their_way = count == 0 && self.given_back.is_some_and(|at| now < at + ON_THE_WAY);
-                if self.line.is_sure(band, count) && !on_their_way || now >= give_up {
+                if self.line.is_sure(band, count) || self.shared.clock.now() >= give_up {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -42,6 +39,34 @@ impl Keeper {
         self.line.state().looked = true;
         self.line.bell.notify_one();
         Ok(())
+    }
+
+    /// The bands of which tasks lie here, and how many each should count when they are back. Nothing where that cannot be learnt.
+    pub(super) async fn counts(&self) -> Vec<(usize, u32)> {
+        let mut counts = Vec::new();
+        let lying: Vec<usize> = self.line.state().bands.iter().map(|band| band.fetched.len()).collect();
+        for (band, lying) in lying.into_iter().enumerate().filter(|(_, lying)| *lying > 0) {
+            if let Some(count) = self.counted(band).await {
+                counts.push((band, count.saturating_add(lying as u32)));
+            }
+        }
+        counts
+    }
+
+    /// Waits until the bands count so many. A quorum queue has what is given back a little later, and whoever consumed it in
+    /// between would get what is behind that first, or nothing.
+    pub(super) async fn until_counted(&self, counts: Vec<(usize, u32)>) {
+        let give_up = self.shared.clock.now() + ON_THE_WAY;
+        for (band, wanted) in counts {
+            while self.counted(band).await.is_some_and(|count| count < wanted) && self.shared.clock.now() < give_up {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+    }
+
+    async fn counted(&self, band: usize) -> Option<u32> {
+        let channel = self.shared.asking().await.ok()?;
+        self.shared.count(&channel, &self.layout.bands[band]).await.ok()?
     }
 
     /// What cannot be learnt now stays as it was: no task is given up for that.
