@@ -72,9 +72,9 @@ fn words() -> impl Iterator<Item = String> {
 /// W1 to W3 beside a raw client, by turns. `server` says how many seconds of CPU the broker has used, if it is one.
 pub(crate) async fn speed(queues: &Queues, raw: &mut impl Raw, tasks: usize, server: impl Fn() -> f64) {
     let sender = queues.queue("bench").expect("known");
-    let few = tasks / 40;
+    let few = tasks / 20;
     let mut ones = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..ROUNDS {
         let theirs = raw.one_by_one(few).await;
         let ours = sends(&sender, 1, few).await;
         line("W1 one by one", theirs, ours, "");
