@@ -323,15 +323,16 @@ fn a_variable_that_is_spelt_wrong_is_an_error() {
     assert_eq!(named.unwrap().queues.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["queueName"]);
 }
 
+/// A driver with the scheme `mine` and these options.
+fn mine(options: &'static [anyqueue_core::OptionSpec]) -> anyqueue_core::Driver {
+    let memory = *Drivers::enabled().find("memory").unwrap();
+    anyqueue_core::Driver { name: "mine", schemes: &["mine"], options, ..memory }
+}
+
 #[test]
 fn a_driver_of_ones_own_brings_its_scheme_and_its_options() {
     let options = &[anyqueue_core::OptionSpec { key: "speed", default: "1", help: "how fast", per_queue: true, secret: false }];
-    let mine = anyqueue_core::Driver {
-        name: "mine",
-        schemes: &["mine"],
-        options,
-        ..Drivers::enabled().find("memory").copied().unwrap()
-    };
+    let mine = mine(options);
     let file = "[brokers.default]\nurl = \"mine:?speed=2\"\nspeed = 3\n[queues.a]\nspeed = 4\n";
     assert!(problems(text(file).load())[0].contains("no broker has the URL scheme `mine`"));
     let settings = text(file).drivers(Drivers::enabled().with(&mine)).load().unwrap();
@@ -385,12 +386,7 @@ fn a_handler_makes_its_queue_and_its_tasks_known_as_a_table_would() {
 #[test]
 fn a_secret_is_neither_shown_nor_repeated() {
     let options = &[anyqueue_core::OptionSpec { key: "key", default: "none", help: "to get in", per_queue: false, secret: true }];
-    let mine = anyqueue_core::Driver {
-        name: "mine",
-        schemes: &["mine"],
-        options,
-        ..Drivers::enabled().find("memory").copied().unwrap()
-    };
+    let mine = mine(options);
     let file = "[brokers.default]\nurl = \"mine:\"\nkey = 31415926\n";
     let settings = text(file).drivers(Drivers::enabled().with(&mine)).load().unwrap();
     assert!(settings.explain().iter().any(|line| line.key == "brokers.default.key" && line.value == "(set)"));
