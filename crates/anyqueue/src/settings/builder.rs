@@ -284,6 +284,7 @@ fn only_broker(mut settings: Settings, name_or_url: &str) -> Result<Settings> {
         }
         queue.broker = broker.name.clone();
     }
+    settings.base.broker = broker.name.clone();
     settings.default_broker = broker.name.to_string();
     settings.brokers = BTreeMap::from([(broker.name.to_string(), broker)]);
     settings.origins.set(vec!["default_broker".into()], super::Origin::Flag);
