@@ -54,14 +54,18 @@ fn data_comes_on_standard_input_and_facts_in_the_environment_and_nothing_on_the_
 }
 
 #[test]
-fn a_program_gets_no_settings_and_leaves_standard_output_alone() {
+fn a_program_gets_the_files_name_and_no_settings_and_leaves_standard_output_alone() {
     let place = scripted("env > env\necho from the program\n", "");
-    place.send("work", "1", &[]);
+    std::fs::rename(place.path("queue.toml"), place.path("mine.toml")).unwrap();
+    let name = place.path("mine.toml").display().to_string();
+    place.send("work", "1", &["--config", "mine.toml"]);
     let mut command = place.command(&crate::programs::queue_runner(), &["--watch", "--drain", "--json"]);
-    command.env("ANYQUEUE__BROKERS__DEFAULT__SEND_TIMEOUT", "9s");
+    command.env("ANYQUEUE__BROKERS__DEFAULT__SEND_TIMEOUT", "9s").env("ANYQUEUE_CONFIG", &name);
     let ran = crate::process::Process::start(&mut command).finish().ends_with(0).complains("from the program");
     assert_eq!(ran.json()[0]["done"], 1, "standard output is JSON and nothing else");
-    assert!(!place.read("env").contains("ANYQUEUE__"), "{}", place.read("env"));
+    let environment = place.read("env");
+    assert!(!environment.contains("ANYQUEUE__"), "it may hold passwords: {environment}");
+    assert!(environment.contains(&format!("ANYQUEUE_CONFIG={name}\n")), "a program that sends finds the file: {environment}");
 }
 
 #[test]

@@ -38,18 +38,14 @@ pub(crate) struct Keys {
 impl Keys {
     pub(crate) fn new(prefix: &str, queue: &QueueName) -> Self {
         let stem = format!("{prefix}:{{{queue}}}");
-        let rest = ["ready", "delayed", "reserved", "held", "tasks", "counts"].map(|part| format!("{stem}:{part}"));
-        let [ready, delayed, reserved, held, tasks, counts] = rest;
-        Self { slot: crc16(queue.as_str().as_bytes()) % 16_384, names: [stem, ready, delayed, reserved, held, tasks, counts] }
+        let rest = ["ready", "tasks", "delayed", "reserved", "held", "counts"].map(|part| format!("{stem}:{part}"));
+        let [ready, tasks, delayed, reserved, held, counts] = rest;
+        Self { slot: crc16(queue.as_str().as_bytes()) % 16_384, names: [stem, ready, tasks, delayed, reserved, held, counts] }
     }
 
     /// Those that a script takes: each one costs the server time, and a send of one task little else.
-    pub(crate) fn of(&self, script: Script) -> Vec<&str> {
-        let [queue, ready, .., tasks, _] = &self.names;
-        match script {
-            Script::One => vec![queue, ready, tasks],
-            _ => self.names.iter().map(String::as_str).collect(),
-        }
+    pub(crate) fn of(&self, script: Script) -> &[String] {
+        if script == Script::One { &self.names[..3] } else { &self.names }
     }
 
     /// The queue's own key, under which it is rung too.
@@ -58,15 +54,15 @@ impl Keys {
     }
 
     pub(crate) fn held(&self) -> &str {
-        &self.names[4]
-    }
-
-    pub(crate) fn tasks(&self) -> &str {
         &self.names[5]
     }
 
+    pub(crate) fn tasks(&self) -> &str {
+        &self.names[2]
+    }
+
     pub(crate) fn reserved(&self) -> &str {
-        &self.names[3]
+        &self.names[4]
     }
 }
 
@@ -265,7 +261,14 @@ mod tests {
         assert_eq!(crc16(b"123456789"), 0x31C3);
         let keys = Keys::new("anyqueue", &QueueName::new("user1000").unwrap());
         assert_eq!(keys.slot, 3443);
-        assert_eq!(keys.names[5], "anyqueue:{user1000}:tasks");
+        assert_eq!(keys.tasks(), "anyqueue:{user1000}:tasks");
+        assert_eq!([keys.reserved(), keys.held()], ["anyqueue:{user1000}:reserved", "anyqueue:{user1000}:held"]);
+    }
+
+    #[test]
+    fn what_a_lone_send_may_carry_is_what_leaves_no_mark() {
+        let marks = include_str!("lua/large.lua");
+        assert!(marks.contains(&format!("local SMALL = {}\n", SMALL + 18)) && marks.contains("#rest > SMALL - 18"), "{marks}");
     }
 
     #[test]

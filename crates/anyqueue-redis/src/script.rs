@@ -25,7 +25,6 @@ pub(crate) enum Script {
 /// For scripts that go on when the server is out of memory, which is how room is made, and whose first write may need room.
 const FREES: &str = include_str!("lua/frees.lua");
 const KEYS: &str = include_str!("lua/keys.lua");
-const KEYS_OF_ONE: &str = include_str!("lua/keys_of_one.lua");
 const CLOCK: &str = include_str!("lua/clock.lua");
 const NEVER: &str = include_str!("lua/never.lua");
 const BELL: &str = include_str!("lua/bell.lua");
@@ -59,7 +58,7 @@ impl Script {
 
     fn parts(self) -> &'static [&'static str] {
         match self {
-            Self::One => &[KEYS_OF_ONE, CLOCK, BELL, ANNOUNCE, include_str!("lua/one.lua")],
+            Self::One => &[KEYS, CLOCK, BELL, ANNOUNCE, include_str!("lua/one.lua")],
             Self::Send => &[KEYS, CLOCK, BELL, ANNOUNCE, EXISTS, LARGE, include_str!("lua/send.lua")],
             Self::Reserve => &[FREES, KEYS, CLOCK, NEVER, BELL, COUNT, LEASE, PROMOTE, LARGE, include_str!("lua/reserve.lua")],
             Self::Done => &[KEYS, LEASE, PLACE, STALE, include_str!("lua/done.lua")],

@@ -221,8 +221,8 @@ impl Servers {
     /// Begins a request.
     pub(crate) fn request(&self, script: Script, keys: &Keys) -> Request {
         let mut command = cmd("EVALSHA");
-        let keys_of = keys.of(script);
-        command.arg(&script.text().sha).arg(keys_of.len()).arg(keys_of);
+        let names = keys.of(script);
+        command.arg(&script.text().sha).arg(names.len()).arg(names);
         Request { script, slot: keys.slot, command }
     }
 

@@ -172,13 +172,18 @@ impl Lane {
 
     /// One request, on whichever way its tasks came here.
     async fn sent(&self, broker: &dyn Broker, batch: &[Envelope]) -> Vec<Result<Accepted>> {
-        if batch.iter().all(|envelope| envelope.group.is_none() && envelope.unique.is_none()) {
+        let is_plain = |envelope: &Envelope| envelope.group.is_none() && envelope.unique.is_none();
+        let refused: Vec<Result<()>> = if batch.iter().all(is_plain) {
+            Vec::new()
+        } else {
+            let can = broker.capabilities(&self.queue);
+            batch.iter().map(|envelope| refuse(envelope, &self.broker.settings.name, &can)).collect()
+        };
+        if refused.iter().all(Result::is_ok) {
             let mut answers = broker.send(&self.queue, batch).await;
             answers.resize_with(batch.len(), || Err(no_answer()));
             return answers;
         }
-        let can = broker.capabilities(&self.queue);
-        let refused: Vec<_> = batch.iter().map(|envelope| refuse(envelope, &self.broker.settings.name, &can)).collect();
         let good = batch.iter().zip(&refused).filter(|(_, refused)| refused.is_ok());
         let good: Vec<Envelope> = good.map(|(envelope, _)| envelope.clone()).collect();
         let mut sent = if good.is_empty() { Vec::new() } else { broker.send(&self.queue, &good).await }.into_iter();

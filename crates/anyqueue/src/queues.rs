@@ -64,7 +64,8 @@ impl QueuesBuilder {
     }
 
     /// Runs each task at once, inside `send`, by these handlers, instead of putting it on a broker. The payload is
-    /// still encoded and decoded.
+    /// still encoded and decoded. There is nothing to wait in, so that priority, delay, group and unique key, which say
+    /// how a task waits beside others, have no effect.
     #[must_use]
     pub fn inline(mut self, handlers: impl IntoIterator<Item = crate::Queue>) -> Self {
         self.inline = Some(Inline::new(handlers));

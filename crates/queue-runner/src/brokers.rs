@@ -168,7 +168,7 @@ pub(crate) fn capabilities(capabilities: &Capabilities) -> Value {
 }
 
 fn object(driver: &Driver) -> Value {
-    let option = |option: &anyqueue::core::OptionSpec| json!({ "key": option.key, "default": option.default, "help": option.help, "per_queue": option.per_queue });
+    let option = |option: &anyqueue::core::OptionSpec| json!({ "key": option.key, "default": option.default, "help": option.help, "per_queue": option.per_queue, "secret": option.secret });
     json!({
         "driver": driver.name, "schemes": driver.schemes, "summary": driver.summary, "example": driver.example,
         "options": driver.options.iter().map(option).collect::<Vec<_>>(), "capabilities": capabilities(&driver.capabilities),

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyqueue::Queues;
-use anyqueue::core::{Error, ErrorKind, QueueName, State, TaskId, TaskInfo, chain};
+use anyqueue::core::{Error, ErrorKind, State, TaskId, TaskInfo, chain};
 use serde_json::json;
 
 use crate::context::Context;
@@ -53,33 +52,36 @@ pub(crate) async fn held(context: &mut Context<'_>, queue: &str, limit: usize) -
 pub(crate) async fn info(context: &mut Context<'_>, id: TaskId, queue: Option<&str>) -> Result<u8> {
     let names = context.chosen(queue.map(str::to_owned).as_slice())?;
     let queues = context.connect().await?;
-    let (mut found, mut silent) = (None, BTreeMap::new());
+    let (mut found, mut silent, mut failed) = (None, BTreeMap::new(), Vec::new());
     for name in &names {
         let broker = &context.settings.queue(name.as_str())?.broker;
-        // One that does not answer is asked once, not once per queue.
+        // One that cannot be reached is tried once, not once per queue. Another queue may be on one that can.
         if silent.contains_key(broker) {
             continue;
         }
-        found = match ask(&queues, name, id).await {
-            // A queue that is not there has no task.
-            Err(e) if e.kind() == ErrorKind::NotFound => None,
-            // Another may be on a broker that answers.
+        let answer = match queues.broker(name).await {
+            Ok(connected) => connected.admin().info(name, id).await,
             Err(e) => {
                 silent.insert(broker.clone(), e);
-                None
+                continue;
             }
-            Ok(answer) => answer,
         };
+        match answer {
+            // A queue that is not there has no task.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => failed.push(e),
+            Ok(answer) => found = answer,
+        }
         if found.is_some() {
             break;
         }
     }
     queues.close().await?;
     if found.is_none()
-        && let Some((_, error)) = silent.pop_first()
+        && let Some((error, others)) = silent.into_values().chain(failed).collect::<Vec<_>>().split_first()
     {
-        silent.values().for_each(|other| context.complain(&chain(other)));
-        return Err(error.into());
+        others.iter().for_each(|other| context.complain(&chain(other)));
+        return Err(error.duplicate().into());
     }
     let place = queue.map_or_else(|| "any queue of the settings".into(), |queue| format!("queue `{queue}`"));
     let gone = format!("no task {id} in {place}; a task that is done is gone");
@@ -92,10 +94,6 @@ pub(crate) async fn info(context: &mut Context<'_>, id: TaskId, queue: Option<&s
         context.out.table(&["FACT", "VALUE"], &facts(&info));
     }
     Ok(OK)
-}
-
-async fn ask(queues: &Queues, queue: &QueueName, id: TaskId) -> Result<Option<TaskInfo>, Error> {
-    queues.broker(queue).await?.admin().info(queue, id).await
 }
 
 /// The twelve facts. Unknown is said, and never shown as 0.

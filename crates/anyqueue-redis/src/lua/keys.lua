@@ -1,1 +1,2 @@
-local QUEUE, READY, DELAYED, RESERVED, HELD, TASKS, COUNTS = unpack(KEYS)
+-- A lone send has the first three only.
+local QUEUE, READY, TASKS, DELAYED, RESERVED, HELD, COUNTS = unpack(KEYS)

@@ -6,8 +6,8 @@ use anyqueue_core::{BrokerUrl, Error, QueueName, Result, suggest};
 use config::{Map, Value};
 
 use super::broker::{BrokerSettings, Brokers};
-use super::layer::{self, Layer};
-use super::origin::Origins;
+use super::layer::{self, Below, Layer};
+use super::origin::{Origin, Origins};
 use super::queue::{QueueSettings, Route};
 use super::runner::RunnerSettings;
 use super::table::{Reader, Table};
@@ -133,8 +133,9 @@ impl SettingsBuilder {
             Some((name, text)) => Layer::file(name, text, origins)?,
             None => Layer::default(),
         };
-        let known = written.clone().naming("queues", self.handlers.keys());
-        let environment = Layer::environment(&environment, &known, origins)?;
+        let mut below = Below::new(&written);
+        self.handlers.iter().for_each(|(queue, tasks)| below.add_queue(queue, tasks));
+        let environment = Layer::environment(&environment, &below, origins)?;
         let flags = Layer::flags(&self.flags, origins)?;
         Ok((layer::merge([written, environment, flags])?, file.map(|(name, _)| name)))
     }
@@ -227,8 +228,10 @@ fn queues(
             Err(e) => table.wrong_name(&e.to_string()),
         }
     }
-    if queues.is_empty() {
-        queues.insert(base.name.clone(), base.clone());
+    // A variable or flag that tunes a queue of the program names no queue of the settings' own.
+    let in_file = |name: &QueueName| matches!(root.origin(&["queues", name.as_str()]), Origin::File { .. });
+    if queues.keys().all(|name| handlers.contains_key(name.as_str()) && !in_file(name)) {
+        queues.entry(base.name.clone()).or_insert_with(|| base.clone());
     }
     for (name, tasks) in handlers {
         match QueueName::new(name) {
@@ -236,7 +239,7 @@ fn queues(
                 let queue = queues.entry(name.clone()).or_insert_with(|| base.named(name));
                 tasks.iter().for_each(|task| queue.add_worker(task));
             }
-            Err(e) => root.problem("queues", &e.to_string()),
+            Err(e) => root.program_problem(&format!("a handler of this program: {e}")),
         }
     }
     // The queue `default` has the worker `test` as long as nobody gives it another.
@@ -270,7 +273,7 @@ fn only_broker(mut settings: Settings, name_or_url: &str) -> Result<Settings> {
             let driver = *settings.drivers.find(&url.scheme)?;
             let broker = BrokerSettings::at("command-line", url, driver);
             broker.options.check(&driver, false)?;
-            settings.origins.set(["brokers", "command-line", "url"].map(str::to_owned).into(), super::Origin::Flag);
+            settings.origins.set(["brokers", "command-line", "url"].map(str::to_owned).into(), Origin::Flag);
             broker
         }
         None => {
@@ -285,11 +288,12 @@ fn only_broker(mut settings: Settings, name_or_url: &str) -> Result<Settings> {
         }
         queue.broker = broker.name.clone();
     }
+    settings.base.broker = broker.name.clone();
     settings.default_broker = broker.name.to_string();
     settings.brokers = BTreeMap::from([(broker.name.to_string(), broker)]);
-    settings.origins.set(vec!["default_broker".into()], super::Origin::Flag);
+    settings.origins.set(vec!["default_broker".into()], Origin::Flag);
     for name in settings.queues.keys() {
-        settings.origins.set(vec!["queues".into(), name.to_string(), "broker".into()], super::Origin::Flag);
+        settings.origins.set(vec!["queues".into(), name.to_string(), "broker".into()], Origin::Flag);
     }
     Ok(settings)
 }

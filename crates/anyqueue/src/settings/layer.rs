@@ -63,9 +63,10 @@ impl Layer {
         Ok(Self(table_of(table.get_ref(), &mut Path::new(), &mut note)))
     }
 
-    /// Takes the variables that start with `ANYQUEUE__`. Names meet those of `below` whatever their case; `_` in a
-    /// variable meets `.` and `-` too. A name that meets none is read in lower case if it is all in capitals.
-    pub(super) fn environment(variables: &[(String, String)], below: &Layer, origins: &mut Origins) -> Result<Self> {
+    /// Takes the variables that start with `ANYQUEUE__`. Names meet those of the file and of the program whatever their
+    /// case; `_` in a variable meets `.` and `-` too. A name that meets none is read in lower case if it is all in
+    /// capitals, or is an error where the file has names.
+    pub(super) fn environment(variables: &[(String, String)], below: &Below<'_>, origins: &mut Origins) -> Result<Self> {
         let mut layer = Self::default();
         let mut problems = Vec::new();
         for (name, text) in variables {
@@ -86,18 +87,6 @@ impl Layer {
         if problems.is_empty() { Ok(layer) } else { Err(Error::config(problems.join("\n"))) }
     }
 
-    /// The same with these names in a table, for variables to meet.
-    pub(super) fn naming<'a>(mut self, table: &str, names: impl Iterator<Item = &'a String>) -> Self {
-        for name in names {
-            let known =
-                matches!(self.0.get(table).map(|value| &value.kind), Some(ValueKind::Table(table)) if table.contains_key(name));
-            if !known {
-                self.set(&[table.to_owned(), name.clone()], Value::from(Map::<String, Value>::new()));
-            }
-        }
-        self
-    }
-
     /// Takes keys as TOML writes them, with their values.
     pub(super) fn flags(flags: &[(String, String)], origins: &mut Origins) -> Result<Self> {
         let mut layer = Self::default();
@@ -109,23 +98,71 @@ impl Layer {
         Ok(layer)
     }
 
+    fn set(&mut self, path: &[String], value: Value) {
+        if let Some((last, parents)) = path.split_last() {
+            self.table_at(parents).insert(last.clone(), value);
+        }
+    }
+
+    /// The table at a path, where there is one from now on.
+    fn table_at(&mut self, path: &[impl AsRef<str>]) -> &mut Map<String, Value> {
+        path.iter().fold(&mut self.0, |at, name| {
+            let entry = at.entry(name.as_ref().to_owned()).or_insert_with(|| Value::from(Map::<String, Value>::new()));
+            if !matches!(entry.kind, ValueKind::Table(_)) {
+                *entry = Value::from(Map::<String, Value>::new());
+            }
+            match &mut entry.kind {
+                ValueKind::Table(table) => table,
+                _ => unreachable!("just made a table"),
+            }
+        })
+    }
+}
+
+/// What variables find below them.
+#[derive(Debug)]
+pub(super) struct Below<'a> {
+    file: &'a Layer,
+    /// The same with names that the file has in lists only, or not at all.
+    known: Layer,
+}
+
+impl<'a> Below<'a> {
+    pub(super) fn new(file: &'a Layer) -> Self {
+        let mut known = file.clone();
+        let queues = table(Some(&file.0), "queues");
+        for name in queues.into_iter().flat_map(|queues| queues.keys()) {
+            for task in ["elsewhere", "workers"].iter().flat_map(|list| texts(table(queues, name), list)) {
+                known.table_at(&["queues", name, "workers", &task]);
+            }
+        }
+        Self { file, known }
+    }
+
+    /// Makes a queue of the program known, with its tasks.
+    pub(super) fn add_queue(&mut self, queue: &str, tasks: &[String]) {
+        self.known.table_at(&["queues", queue]);
+        for task in tasks {
+            self.known.table_at(&["queues", queue, "workers", task]);
+        }
+    }
+
     fn path_of(&self, rest: &str) -> std::result::Result<Path, String> {
-        let mut at = Some(&self.0);
+        let (mut at, mut in_file) = (Some(&self.known.0), Some(&self.file.0));
         let mut path = Path::new();
         let mut parts = rest.split("__").peekable();
         while let Some(part) = parts.next() {
             if part.is_empty() {
                 return Err("a part of the name is empty; write it like ANYQUEUE__QUEUES__IMAGES__SLOTS".into());
             }
-            let same = |key: &&String| plain(key) == plain(part);
-            let mut found = at.into_iter().flat_map(|table| table.keys()).filter(same).cloned().collect::<Vec<_>>();
+            let known = || at.into_iter().flat_map(|table| table.keys());
+            let mut found = known().filter(|key| plain(key) == plain(part)).cloned().collect::<Vec<_>>();
             found.sort();
             let name = match found.as_slice() {
-                // Beside a file a new name is a typo; without one it is how names are given.
-                [] if is_of_names(&path) && at.is_some_and(|table| !table.is_empty()) => {
-                    let known =
-                        suggest(&part.to_ascii_lowercase(), at.into_iter().flat_map(|table| table.keys()).map(String::as_str));
-                    return Err(format!("the file has nothing called `{part}` in `{}`; {known}", dotted(&path)));
+                // Beside names in the file a new one is a typo; without them it is how names are given.
+                [] if is_of_names(&path) && in_file.is_some_and(|table| !table.is_empty()) => {
+                    let known = suggest(&part.to_ascii_lowercase(), known().map(String::as_str));
+                    return Err(format!("there is nothing called `{part}` in `{}`; {known}", dotted(&path)));
                 }
                 [] if part.chars().any(|c| c.is_ascii_lowercase()) => part.to_owned(),
                 [] => part.to_ascii_lowercase(),
@@ -134,30 +171,33 @@ impl Layer {
                 many if many.iter().any(|name| name == part) => part.to_owned(),
                 many => return Err(format!("`{part}` may mean {}; set it in the file", many.join(" or "))),
             };
-            at = match at.and_then(|table| table.get(&name)).map(|value| &value.kind) {
-                Some(ValueKind::Table(table)) => Some(table),
-                Some(ValueKind::Array(_)) if parts.peek().is_some() => {
-                    return Err(format!("`{name}` is a list in the file; write a table there, or set the whole list"));
-                }
-                _ => None,
-            };
+            if parts.peek().is_some() && in_file.is_some_and(|table| is_list(table, &name)) {
+                return Err(format!("`{name}` is a list in the file; write a table there, or set the whole list"));
+            }
+            (at, in_file) = (table(at, &name), table(in_file, &name));
             path.push(name);
         }
         Ok(path)
     }
+}
 
-    fn set(&mut self, path: &[String], value: Value) {
-        let Some((last, parents)) = path.split_last() else { return };
-        let mut at = &mut self.0;
-        for name in parents {
-            let entry = at.entry(name.clone()).or_insert_with(|| Value::from(Map::<String, Value>::new()));
-            if !matches!(entry.kind, ValueKind::Table(_)) {
-                *entry = Value::from(Map::<String, Value>::new());
-            }
-            let ValueKind::Table(table) = &mut entry.kind else { return };
-            at = table;
-        }
-        at.insert(last.clone(), value);
+/// A table in a table.
+fn table<'a>(parent: Option<&'a Map<String, Value>>, name: &str) -> Option<&'a Map<String, Value>> {
+    match &parent?.get(name)?.kind {
+        ValueKind::Table(table) => Some(table),
+        _ => None,
+    }
+}
+
+fn is_list(table: &Map<String, Value>, name: &str) -> bool {
+    matches!(table.get(name).map(|value| &value.kind), Some(ValueKind::Array(_)))
+}
+
+/// The texts of a list in a table.
+fn texts(table: Option<&Map<String, Value>>, name: &str) -> Vec<String> {
+    match table.and_then(|table| table.get(name)).map(|value| &value.kind) {
+        Some(ValueKind::Array(items)) => items.iter().map(ToString::to_string).collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -247,18 +287,42 @@ mod tests {
 
     #[test]
     fn variables_meet_names_of_any_case_and_say_when_two_are_meant() {
-        let file = "[queues.\"mail.Out\"]\n[queues.a]\n[queues.A]\n[queues.new-one]\n";
-        let layer = Layer::file("f", file, &mut Origins::default()).unwrap();
-        assert_eq!(layer.path_of("QUEUES__MAIL_OUT__SLOTS").unwrap(), ["queues", "mail.Out", "slots"]);
-        assert_eq!(layer.path_of("QUEUES__NEW_ONE__SLOTS").unwrap(), ["queues", "new-one", "slots"]);
-        assert_eq!(layer.path_of("RUNNER__SLOTS").unwrap(), ["runner", "slots"]);
-        assert_eq!(layer.path_of("QUEUES__a__SLOTS").unwrap(), ["queues", "a", "slots"]);
-        assert_eq!(layer.path_of("BROKERS__queueName__URL").unwrap(), ["brokers", "queueName", "url"]);
-        let typo = layer.path_of("QUEUES__NEW_OEN__SLOTS").unwrap_err();
+        let file = |text| Layer::file("f", text, &mut Origins::default()).unwrap();
+        let path_of = |layer: &Layer, rest| Below::new(layer).path_of(rest);
+        let layer = file("[queues.\"mail.Out\"]\n[queues.a]\n[queues.A]\n[queues.new-one]\n");
+        assert_eq!(path_of(&layer, "QUEUES__MAIL_OUT__SLOTS").unwrap(), ["queues", "mail.Out", "slots"]);
+        assert_eq!(path_of(&layer, "QUEUES__NEW_ONE__SLOTS").unwrap(), ["queues", "new-one", "slots"]);
+        assert_eq!(path_of(&layer, "RUNNER__SLOTS").unwrap(), ["runner", "slots"]);
+        assert_eq!(path_of(&layer, "QUEUES__a__SLOTS").unwrap(), ["queues", "a", "slots"]);
+        assert_eq!(path_of(&layer, "BROKERS__queueName__URL").unwrap(), ["brokers", "queueName", "url"]);
+        let typo = path_of(&layer, "QUEUES__NEW_OEN__SLOTS").unwrap_err();
         assert!(typo.contains("nothing called `NEW_OEN`") && typo.contains("did you mean `new-one`?"), "{typo}");
-        let list = Layer::file("f", "[queues.a]\nworkers = [\"Do.It\"]\n", &mut Origins::default()).unwrap();
-        assert!(list.path_of("QUEUES__A__WORKERS__DO_IT__TTR").unwrap_err().starts_with("`workers` is a list in the file"));
-        let both = Layer::file("f", "[queues.\"a.b\"]\n[queues.a-b]\n", &mut Origins::default()).unwrap();
-        assert_eq!(both.path_of("QUEUES__A_B__SLOTS").unwrap_err(), "`A_B` may mean a-b or a.b; set it in the file");
+        let list = path_of(&file("[queues.a]\nworkers = [\"Do.It\"]\n"), "QUEUES__A__WORKERS__DO_IT__TTR");
+        assert!(list.unwrap_err().starts_with("`workers` is a list in the file"));
+        let both = path_of(&file("[queues.\"a.b\"]\n[queues.a-b]\n"), "QUEUES__A_B__SLOTS");
+        assert_eq!(both.unwrap_err(), "`A_B` may mean a-b or a.b; set it in the file");
+    }
+
+    #[test]
+    fn names_of_the_program_are_met_and_forbid_no_others() {
+        let beside = |text: &str, rest: &str| {
+            let file = Layer::file("f", text, &mut Origins::default()).unwrap();
+            let mut below = Below::new(&file);
+            below.add_queue("Mail.Out", &["Do.It".to_owned()]);
+            below.path_of(rest).map(|path| dotted(&path))
+        };
+        let nothing = "";
+        assert_eq!(
+            beside(nothing, "QUEUES__MAIL_OUT__WORKERS__DO_IT__TTR").unwrap(),
+            "queues.\"Mail.Out\".workers.\"Do.It\".ttr"
+        );
+        assert_eq!(beside(nothing, "QUEUES__DEFAULT__TTR").unwrap(), "queues.default.ttr");
+        assert_eq!(beside(nothing, "QUEUES__MAIL_OUT__WORKERS__NEW__TTR").unwrap(), "queues.\"Mail.Out\".workers.new.ttr");
+        let file = "[queues.\"Mail.Out\"]\nelsewhere = [\"Far.Away\"]\n[queues.\"Mail.Out\".workers.near]\nttr = 1\n";
+        for (task, name) in [("DO_IT", "\"Do.It\""), ("FAR_AWAY", "\"Far.Away\""), ("NEAR", "near")] {
+            let path = beside(file, &format!("QUEUES__MAIL_OUT__WORKERS__{task}__TTR")).unwrap();
+            assert_eq!(path, format!("queues.\"Mail.Out\".workers.{name}.ttr"));
+        }
+        assert!(beside(file, "QUEUES__MAIL_OUT__WORKERS__DO_TI__TTR").unwrap_err().contains("did you mean `Do.It`?"));
     }
 }

@@ -92,6 +92,17 @@ impl<'r> Table<'r> {
         self.reader.problem(&self.path, format!("[{}]: {text}", dotted(&self.path)));
     }
 
+    /// Reports what is wrong with the program, wherever the settings come from.
+    pub(super) fn program_problem(&self, text: &str) {
+        self.reader.problem(&[], text);
+    }
+
+    /// Where a path below this table was set first.
+    pub(super) fn origin(&self, below: &[&str]) -> Origin {
+        let path: Path = self.path.iter().cloned().chain(below.iter().map(|name| (*name).to_owned())).collect();
+        self.reader.origins.of(&path)
+    }
+
     fn asked(&mut self, key: &'static str) {
         self.asked.push(key);
         let dot = if self.pattern.is_empty() { "" } else { "." };

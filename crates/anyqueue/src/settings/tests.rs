@@ -326,15 +326,16 @@ fn a_variable_that_is_spelt_wrong_is_an_error() {
     assert_eq!(named.unwrap().queues.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["queueName"]);
 }
 
+/// A driver with the scheme `mine` and these options.
+fn mine(options: &'static [anyqueue_core::OptionSpec]) -> anyqueue_core::Driver {
+    let memory = *Drivers::enabled().find("memory").unwrap();
+    anyqueue_core::Driver { name: "mine", schemes: &["mine"], options, ..memory }
+}
+
 #[test]
 fn a_driver_of_ones_own_brings_its_scheme_and_its_options() {
     let options = &[anyqueue_core::OptionSpec { key: "speed", default: "1", help: "how fast", per_queue: true, secret: false }];
-    let mine = anyqueue_core::Driver {
-        name: "mine",
-        schemes: &["mine"],
-        options,
-        ..Drivers::enabled().find("memory").copied().unwrap()
-    };
+    let mine = mine(options);
     let file = "[brokers.default]\nurl = \"mine:?speed=2\"\nspeed = 3\n[queues.a]\nspeed = 4\n";
     assert!(problems(text(file).load())[0].contains("no broker has the URL scheme `mine`"));
     let settings = text(file).drivers(Drivers::enabled().with(&mine)).load().unwrap();
@@ -401,14 +402,37 @@ fn a_handler_makes_its_queue_and_its_tasks_known_as_a_table_would() {
 }
 
 #[test]
+fn without_a_file_variables_reach_handlers_the_usual_queue_and_new_ones() {
+    let mail = crate::Queue::new("Mail", ()).worker("Do.It", |_, _: crate::Task<u32>| async {}).into();
+    fn with<const N: usize>(mail: &crate::Queue, variables: [(&str, &str); N]) -> (Settings, String) {
+        let settings = text("").environment(variables).handler(mail).load().unwrap();
+        let names = settings.queues.keys().map(|name| name.to_string()).collect::<Vec<_>>().join(" ");
+        (settings, names)
+    }
+    assert_eq!(with(&mail, []).1, "Mail default");
+    let (settings, names) =
+        with(&mail, [("ANYQUEUE__QUEUES__MAIL__SLOTS", "3"), ("ANYQUEUE__QUEUES__MAIL__WORKERS__DO_IT__TTR", "9")]);
+    assert_eq!(names, "Mail default", "a queue that is tuned is no other set of queues");
+    let queue = settings.queue("Mail").unwrap();
+    assert_eq!((queue.slots, queue.tasks(), queue.workers["Do.It"].ttr), (Some(3), vec!["Do.It"], Some(secs(9))));
+    let (settings, names) = with(&mail, [("ANYQUEUE__QUEUES__DEFAULT__TTR", "7")]);
+    assert_eq!((names.as_str(), settings.queue("default").unwrap().ttr), ("Mail default", secs(7)));
+    assert_eq!(with(&mail, [("ANYQUEUE__QUEUES__NEW__TTR", "7")]).1, "Mail new");
+    let file = text("[queues.Mail]\nslots = 2\n").handler(&mail).load().unwrap();
+    assert_eq!(file.queues.len(), 1, "a file names all the queues beside the program's");
+}
+
+#[test]
+fn a_handler_with_a_name_that_cannot_be_is_the_programs_fault() {
+    let wrong = crate::Queue::new("a queue", ()).worker("w", |_, _: crate::Task<u32>| async {}).into();
+    let found = problems(text("[queues.mail]\n").handler(&wrong).load());
+    assert_eq!(found, ["a handler of this program: queue name `a queue` has the character ' '; allowed are A-Z a-z 0-9 . _ -"]);
+}
+
+#[test]
 fn a_secret_is_neither_shown_nor_repeated() {
     let options = &[anyqueue_core::OptionSpec { key: "key", default: "none", help: "to get in", per_queue: false, secret: true }];
-    let mine = anyqueue_core::Driver {
-        name: "mine",
-        schemes: &["mine"],
-        options,
-        ..Drivers::enabled().find("memory").copied().unwrap()
-    };
+    let mine = mine(options);
     let file = "[brokers.default]\nurl = \"mine:\"\nkey = 31415926\n";
     let settings = text(file).drivers(Drivers::enabled().with(&mine)).load().unwrap();
     assert!(settings.explain().iter().any(|line| line.key == "brokers.default.key" && line.value == "(set)"));

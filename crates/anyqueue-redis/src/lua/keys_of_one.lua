@@ -1,1 +1,0 @@
-local QUEUE, READY, TASKS = KEYS[1], KEYS[2], KEYS[3]
