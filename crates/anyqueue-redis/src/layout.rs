@@ -263,6 +263,8 @@ mod tests {
         assert_eq!(keys.slot, 3443);
         assert_eq!(keys.tasks(), "anyqueue:{user1000}:tasks");
         assert_eq!([keys.reserved(), keys.held()], ["anyqueue:{user1000}:reserved", "anyqueue:{user1000}:held"]);
+        let lone = ["anyqueue:{user1000}", "anyqueue:{user1000}:ready", "anyqueue:{user1000}:tasks"];
+        assert_eq!(keys.of(Script::One), lone, "what keys.lua names first");
     }
 
     #[test]

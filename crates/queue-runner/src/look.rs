@@ -1,6 +1,6 @@
 //! `peek`, `held`, `info`: looking without changing anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyqueue::core::{Error, ErrorKind, State, TaskId, TaskInfo, chain};
 use serde_json::json;
@@ -69,6 +69,7 @@ pub(crate) async fn info(context: &mut Context<'_>, id: TaskId, queue: Option<&s
         match answer {
             // A queue that is not there has no task.
             Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) if e.is_retryable() => drop(silent.insert(broker.clone(), e)),
             Err(e) => failed.push(e),
             Ok(answer) => found = answer,
         }
@@ -80,7 +81,9 @@ pub(crate) async fn info(context: &mut Context<'_>, id: TaskId, queue: Option<&s
     if found.is_none()
         && let Some((error, others)) = silent.into_values().chain(failed).collect::<Vec<_>>().split_first()
     {
-        others.iter().for_each(|other| context.complain(&chain(other)));
+        // A file that is damaged is so for each of its queues.
+        let others: BTreeSet<String> = others.iter().map(|other| chain(other)).filter(|other| *other != chain(error)).collect();
+        others.iter().for_each(|other| context.complain(other));
         return Err(error.duplicate().into());
     }
     let place = queue.map_or_else(|| "any queue of the settings".into(), |queue| format!("queue `{queue}`"));

@@ -92,6 +92,19 @@ fn facts_are_found_though_another_broker_is_down() {
 }
 
 #[test]
+fn what_is_wrong_with_a_broker_is_said_once_and_not_for_each_queue() {
+    let place =
+        Place::with("[brokers.default]\nurl = \"sqlite:./q.db\"\n[queues.a]\nworkers = [\"t\"]\n[queues.b]\n[queues.c]\n");
+    place.run(&["--send", "a:t:x", "--count", "500"]).ends_with(0);
+    let mut file = std::fs::read(place.path("q.db")).unwrap();
+    // The first page says what tables there are; the others are what is in them.
+    file[4096..].fill(0x5a);
+    std::fs::write(place.path("q.db"), file).unwrap();
+    let ran = place.run(&["info", "01a200f3-3bdc-7955-9e5e-9377a8f0351d"]).ends_with(1).complains("damaged");
+    assert_eq!(ran.err.matches("damaged").count(), 1, "{ran:?}");
+}
+
+#[test]
 fn purge_asks_and_refuses_where_nobody_can_answer() {
     let (place, _) = with_held();
     place.run(&["--send", "default:test:x", "--count", "3"]).ends_with(0);

@@ -63,7 +63,7 @@ fn an_unknown_queue_or_task_is_refused_with_the_known_names_unless_unchecked() {
     place.run(&["--send", "images:rendr:x", "--unchecked"]).ends_with(0);
     assert_eq!(place.stat("images", "ready"), 1);
     place.run(&["--send", "elsewhere:any:x", "--unchecked"]).ends_with(0);
-    place.run(&["--broker", "memory:", "--send", "elsewhere:any:x", "--unchecked"]).ends_with(0);
+    place.run(&["--broker", "memory:", "--send", "elsewhere:any:x", "--unchecked"]).ends_with(0).says("via command-line");
     place.run(&["--send", "bad name:any:x", "--unchecked"]).ends_with(2);
 }
 

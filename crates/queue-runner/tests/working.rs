@@ -73,6 +73,15 @@ fn the_memory_broker_lives_in_one_process() {
 }
 
 #[test]
+fn the_test_worker_logs_the_message_or_the_start_of_other_data() {
+    let place = Place::new();
+    place.run(&["--send", "default:test:hello", "--watch", "--drain"]).ends_with(0).complains(": hello");
+    let long = format!("[\"{}\"]", "é".repeat(500));
+    let ran = place.run(&["--send", "default:test", "--data", &long, "--watch", "--drain"]).ends_with(0);
+    ran.complains(&format!(": [\"{}…", "é".repeat(198)));
+}
+
+#[test]
 fn what_was_done_is_one_json_object() {
     let place = Place::new();
     place.run(&["--send", "default:test", "--data", "{\"outcome\":\"hold\",\"message\":\"look\"}"]).ends_with(0);

@@ -21,6 +21,10 @@ pub(crate) async fn run(shared: Arc<Shared>, limits: RunnerSettings, handle: Run
         let over = limits.max_time.map_or(CYCLE, |time| (started + time).since(shared.clock.now()).min(CYCLE));
         shared.clock.sleep_until(shared.clock.now() + over).await;
         if let Some(reached) = reached(&shared, &limits, shared.clock.now().since(started)) {
+            let running = shared.state().running;
+            if running > 0 {
+                tracing::info!(running, "stopping at {reached}: running handlers finish");
+            }
             handle.stop_because(Why::Limit(reached));
             return;
         }

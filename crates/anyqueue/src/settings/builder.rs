@@ -1,16 +1,17 @@
 //! Settings from other places than the usual ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyqueue_core::{BrokerUrl, Error, QueueName, Result, suggest};
 use config::{Map, Value};
 
 use super::broker::{BrokerSettings, Brokers};
-use super::layer::{self, Below, Layer};
+use super::layer::{self, Layer};
 use super::origin::{Origin, Origins};
-use super::queue::{QueueSettings, Route};
+use super::queue::{NO_TASK_NAME, QueueSettings, Route, is_task_name};
 use super::runner::RunnerSettings;
 use super::table::{Reader, Table};
+use super::variables::{self, Below};
 use super::{Settings, value};
 use crate::drivers::Drivers;
 
@@ -39,6 +40,15 @@ pub struct SettingsBuilder {
     drivers: Option<Drivers>,
     /// Queues that the program has workers for, by name, with the names of their tasks.
     handlers: BTreeMap<String, Vec<String>>,
+}
+
+/// All layers in one.
+struct Merged {
+    values: Map<String, Value>,
+    /// The file's name, if there is one.
+    file: Option<String>,
+    /// The queues that the file has.
+    own: BTreeSet<String>,
 }
 
 impl SettingsBuilder {
@@ -103,13 +113,13 @@ impl SettingsBuilder {
     /// Reads everything; also says which keys were asked for, with `*` for names.
     pub(super) fn read(self) -> (Result<Settings>, Vec<String>) {
         let mut origins = Origins::default();
-        let (values, file) = match self.merged(&mut origins) {
+        let Merged { values, file, own } = match self.merged(&mut origins) {
             Ok(merged) => merged,
             Err(e) => return (Err(e), Vec::new()),
         };
         let drivers = self.drivers.clone().unwrap_or_else(Drivers::enabled);
         let reader = Reader::new(&origins);
-        let settings = resolve(Table::root(&reader, values), &reader, drivers, &self.handlers);
+        let settings = resolve(Table::root(&reader, values), &reader, drivers, &self.handlers, &own);
         let (problems, asked) = reader.finish();
         let settings = match settings {
             Some(settings) if problems.is_empty() => Ok(Settings { file, origins, ..settings }),
@@ -123,7 +133,7 @@ impl SettingsBuilder {
     }
 
     /// Defaults are what no layer says, so that three layers are merged: file < environment < flags.
-    fn merged(&self, origins: &mut Origins) -> Result<(Map<String, Value>, Option<String>)> {
+    fn merged(&self, origins: &mut Origins) -> Result<Merged> {
         let environment = match &self.environment {
             Some(given) => given.clone(),
             None => process_environment()?,
@@ -135,9 +145,10 @@ impl SettingsBuilder {
         };
         let mut below = Below::new(&written);
         self.handlers.iter().for_each(|(queue, tasks)| below.add_queue(queue, tasks));
-        let environment = Layer::environment(&environment, &below, origins)?;
-        let flags = Layer::flags(&self.flags, origins)?;
-        Ok((layer::merge([written, environment, flags])?, file.map(|(name, _)| name)))
+        let environment = variables::read(&environment, below, origins)?;
+        let flags = Layer::flags(&self.flags, &written, origins)?;
+        let own = written.names("queues").cloned().collect();
+        Ok(Merged { values: layer::merge([written, environment, flags])?, file: file.map(|(name, _)| name), own })
     }
 
     /// Name and text of the file, if there is one.
@@ -176,6 +187,7 @@ fn resolve<'r>(
     reader: &'r Reader<'r>,
     drivers: Drivers,
     handlers: &BTreeMap<String, Vec<String>>,
+    own: &BTreeSet<String>,
 ) -> Option<Settings> {
     let strict = root.take("strict", value::boolean).unwrap_or(false);
     let named = root.take("default_broker", value::text);
@@ -187,7 +199,7 @@ fn resolve<'r>(
         base.read_shared(&mut defaults);
         defaults.finish();
     }
-    let queues = queues(&mut root, &base, &brokers, handlers);
+    let queues = queues(&mut root, &base, &brokers, handlers, own);
     let routes = root.table("routes").map(|table| routes(table, &queues)).unwrap_or_default();
     let runner = root.table("runner").map(RunnerSettings::read).unwrap_or_default();
     root.finish();
@@ -213,11 +225,13 @@ fn default_broker(root: &Table<'_>, named: Option<String>, brokers: &Brokers<'_>
     }
 }
 
+/// The queues of the settings, `own` of which the file has, and those that the program brings.
 fn queues(
     root: &mut Table<'_>,
     base: &QueueSettings,
     brokers: &Brokers<'_>,
     handlers: &BTreeMap<String, Vec<String>>,
+    own: &BTreeSet<String>,
 ) -> BTreeMap<QueueName, QueueSettings> {
     let mut queues = BTreeMap::new();
     for (name, table) in root.tables("queues") {
@@ -229,13 +243,15 @@ fn queues(
         }
     }
     // A variable or flag that tunes a queue of the program names no queue of the settings' own.
-    let in_file = |name: &QueueName| matches!(root.origin(&["queues", name.as_str()]), Origin::File { .. });
-    if queues.keys().all(|name| handlers.contains_key(name.as_str()) && !in_file(name)) {
+    if own.is_empty() && queues.keys().all(|name| handlers.contains_key(name.as_str())) {
         queues.entry(base.name.clone()).or_insert_with(|| base.clone());
     }
     for (name, tasks) in handlers {
         match QueueName::new(name) {
             Ok(name) => {
+                for task in tasks.iter().filter(|task| !is_task_name(task)) {
+                    root.program_problem(&format!("a handler of this program: `{task}` is no task name: {NO_TASK_NAME}"));
+                }
                 let queue = queues.entry(name.clone()).or_insert_with(|| base.named(name));
                 tasks.iter().for_each(|task| queue.add_worker(task));
             }

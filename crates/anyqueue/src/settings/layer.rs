@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyqueue_core::{Error, Result, suggest};
+use anyqueue_core::{Error, Result};
 use config::{Config, ConfigError, Map, Source, Value, ValueKind};
 use toml::de::{DeTable, DeValue};
 
@@ -11,12 +11,6 @@ use super::origin::{Origin, Origins, Path, dotted};
 /// The one key of the first level that `config` sees. It splits keys of that level at dots, and those below never, so
 /// that names keep theirs.
 const ROOT: &str = "settings";
-
-/// Whether the keys of a table are names that the file gives.
-fn is_of_names(path: &[String]) -> bool {
-    let path: Vec<&str> = path.iter().map(String::as_str).collect();
-    matches!(path[..], ["brokers" | "queues"] | ["queues", _, "workers"])
-}
 
 /// Merges layers, the later ones winning.
 pub(super) fn merge(layers: impl IntoIterator<Item = Layer>) -> Result<Map<String, Value>> {
@@ -31,7 +25,7 @@ pub(super) fn merge(layers: impl IntoIterator<Item = Layer>) -> Result<Map<Strin
 
 /// What one layer sets.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Layer(Map<String, Value>);
+pub(super) struct Layer(pub(super) Map<String, Value>);
 
 impl Source for Layer {
     fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
@@ -63,49 +57,53 @@ impl Layer {
         Ok(Self(table_of(table.get_ref(), &mut Path::new(), &mut note)))
     }
 
-    /// Takes the variables that start with `ANYQUEUE__`. Names meet those of the file and of the program whatever their
-    /// case; `_` in a variable meets `.` and `-` too. A name that meets none is read in lower case if it is all in
-    /// capitals, or is an error where the file has names.
-    pub(super) fn environment(variables: &[(String, String)], below: &Below<'_>, origins: &mut Origins) -> Result<Self> {
-        let mut layer = Self::default();
-        let mut problems = Vec::new();
-        for (name, text) in variables {
-            let Some(rest) = name.strip_prefix("ANYQUEUE__") else {
-                if name.starts_with("ANYQUEUE_") && name.contains("__") {
-                    problems.push(format!("{name}: a setting starts with ANYQUEUE__, two underscores"));
-                }
-                continue;
-            };
-            match below.path_of(rest) {
-                Ok(path) => {
-                    origins.set(path.clone(), Origin::Environment(name.as_str().into()));
-                    layer.set(&path, written(text));
-                }
-                Err(why) => problems.push(format!("{name}: {why}")),
-            }
-        }
-        if problems.is_empty() { Ok(layer) } else { Err(Error::config(problems.join("\n"))) }
-    }
-
     /// Takes keys as TOML writes them, with their values.
-    pub(super) fn flags(flags: &[(String, String)], origins: &mut Origins) -> Result<Self> {
+    pub(super) fn flags(flags: &[(String, String)], file: &Layer, origins: &mut Origins) -> Result<Self> {
         let mut layer = Self::default();
         for (key, text) in flags {
-            let path = parse_key(key)?;
-            origins.set(path.clone(), Origin::Flag);
-            layer.set(&path, written(text));
+            for (path, value) in leaves(parse_key(key)?, written(text)) {
+                if let Some(why) = file.refuses(&path) {
+                    return Err(Error::config(format!("{key}: {why}")));
+                }
+                origins.set(path.clone(), Origin::Flag);
+                layer.set(&path, value);
+            }
         }
         Ok(layer)
     }
 
-    fn set(&mut self, path: &[String], value: Value) {
-        if let Some((last, parents)) = path.split_last() {
-            self.table_at(parents).insert(last.clone(), value);
+    /// The names in a table.
+    pub(super) fn names(&self, name: &str) -> impl Iterator<Item = &String> {
+        table(Some(&self.0), name).into_iter().flat_map(|table| table.keys())
+    }
+
+    /// Why nothing can be set at a path over this layer: something above it is no table.
+    pub(super) fn refuses(&self, path: &[String]) -> Option<String> {
+        let mut at = &self.0;
+        for (n, name) in path.iter().enumerate().take(path.len().saturating_sub(1)) {
+            let place = dotted(&path[..=n]);
+            at = match &at.get(name)?.kind {
+                ValueKind::Table(table) => table,
+                ValueKind::Array(_) => {
+                    return Some(format!("`{place}` is a list in the file; write a table there, or set the whole list"));
+                }
+                _ => return Some(format!("`{place}` is no table in the file; mend it there")),
+            };
+        }
+        None
+    }
+
+    /// Sets what [`leaves`] gives: a table is an empty one, which takes nothing away.
+    pub(super) fn set(&mut self, path: &[String], value: Value) {
+        match (value.kind, path.split_last()) {
+            (ValueKind::Table(_), _) => drop(self.table_at(path)),
+            (kind, Some((last, parents))) => drop(self.table_at(parents).insert(last.clone(), Value::from(kind))),
+            (_, None) => {}
         }
     }
 
     /// The table at a path, where there is one from now on.
-    fn table_at(&mut self, path: &[impl AsRef<str>]) -> &mut Map<String, Value> {
+    pub(super) fn table_at(&mut self, path: &[impl AsRef<str>]) -> &mut Map<String, Value> {
         path.iter().fold(&mut self.0, |at, name| {
             let entry = at.entry(name.as_ref().to_owned()).or_insert_with(|| Value::from(Map::<String, Value>::new()));
             if !matches!(entry.kind, ValueKind::Table(_)) {
@@ -119,91 +117,12 @@ impl Layer {
     }
 }
 
-/// What variables find below them.
-#[derive(Debug)]
-pub(super) struct Below<'a> {
-    file: &'a Layer,
-    /// The same with names that the file has in lists only, or not at all.
-    known: Layer,
-}
-
-impl<'a> Below<'a> {
-    pub(super) fn new(file: &'a Layer) -> Self {
-        let mut known = file.clone();
-        let queues = table(Some(&file.0), "queues");
-        for name in queues.into_iter().flat_map(|queues| queues.keys()) {
-            for task in ["elsewhere", "workers"].iter().flat_map(|list| texts(table(queues, name), list)) {
-                known.table_at(&["queues", name, "workers", &task]);
-            }
-        }
-        Self { file, known }
-    }
-
-    /// Makes a queue of the program known, with its tasks.
-    pub(super) fn add_queue(&mut self, queue: &str, tasks: &[String]) {
-        self.known.table_at(&["queues", queue]);
-        for task in tasks {
-            self.known.table_at(&["queues", queue, "workers", task]);
-        }
-    }
-
-    fn path_of(&self, rest: &str) -> std::result::Result<Path, String> {
-        let (mut at, mut in_file) = (Some(&self.known.0), Some(&self.file.0));
-        let mut path = Path::new();
-        let mut parts = rest.split("__").peekable();
-        while let Some(part) = parts.next() {
-            if part.is_empty() {
-                return Err("a part of the name is empty; write it like ANYQUEUE__QUEUES__IMAGES__SLOTS".into());
-            }
-            let known = || at.into_iter().flat_map(|table| table.keys());
-            let mut found = known().filter(|key| plain(key) == plain(part)).cloned().collect::<Vec<_>>();
-            found.sort();
-            let name = match found.as_slice() {
-                // Beside names in the file a new one is a typo; without them it is how names are given.
-                [] if is_of_names(&path) && in_file.is_some_and(|table| !table.is_empty()) => {
-                    let known = suggest(&part.to_ascii_lowercase(), known().map(String::as_str));
-                    return Err(format!("there is nothing called `{part}` in `{}`; {known}", dotted(&path)));
-                }
-                [] if part.chars().any(|c| c.is_ascii_lowercase()) => part.to_owned(),
-                [] => part.to_ascii_lowercase(),
-                [one] => one.clone(),
-                // The exact spelling decides between names that differ in case only.
-                many if many.iter().any(|name| name == part) => part.to_owned(),
-                many => return Err(format!("`{part}` may mean {}; set it in the file", many.join(" or "))),
-            };
-            if parts.peek().is_some() && in_file.is_some_and(|table| is_list(table, &name)) {
-                return Err(format!("`{name}` is a list in the file; write a table there, or set the whole list"));
-            }
-            (at, in_file) = (table(at, &name), table(in_file, &name));
-            path.push(name);
-        }
-        Ok(path)
-    }
-}
-
 /// A table in a table.
-fn table<'a>(parent: Option<&'a Map<String, Value>>, name: &str) -> Option<&'a Map<String, Value>> {
+pub(super) fn table<'a>(parent: Option<&'a Map<String, Value>>, name: &str) -> Option<&'a Map<String, Value>> {
     match &parent?.get(name)?.kind {
         ValueKind::Table(table) => Some(table),
         _ => None,
     }
-}
-
-fn is_list(table: &Map<String, Value>, name: &str) -> bool {
-    matches!(table.get(name).map(|value| &value.kind), Some(ValueKind::Array(_)))
-}
-
-/// The texts of a list in a table.
-fn texts(table: Option<&Map<String, Value>>, name: &str) -> Vec<String> {
-    match table.and_then(|table| table.get(name)).map(|value| &value.kind) {
-        Some(ValueKind::Array(items)) => items.iter().map(ToString::to_string).collect(),
-        _ => Vec::new(),
-    }
-}
-
-/// A name without its case, `.` and `-` as `_`.
-fn plain(name: &str) -> String {
-    name.to_ascii_lowercase().replace(['.', '-'], "_")
 }
 
 /// Reads `queues."mail.Out".slots`.
@@ -221,7 +140,7 @@ pub(super) fn parse_key(key: &str) -> Result<Path> {
 }
 
 /// A value of a variable or flag: a list or table where it is written as one, else text, which every reader takes.
-fn written(text: &str) -> Value {
+pub(super) fn written(text: &str) -> Value {
     let parsed = match text.trim_start().chars().next() {
         Some('[' | '{') => DeValue::parse(text).ok(),
         _ => None,
@@ -229,6 +148,17 @@ fn written(text: &str) -> Value {
     match parsed {
         Some(value) => value_of(value.get_ref(), &mut Path::new(), &mut |_, _| {}),
         None => Value::from(text),
+    }
+}
+
+/// The values in a value, each with its path: of a table one per key, however deep.
+pub(super) fn leaves(path: Path, value: Value) -> Vec<(Path, Value)> {
+    match value.kind {
+        ValueKind::Table(table) if !table.is_empty() => {
+            let below = |(name, value)| leaves(path.iter().cloned().chain([name]).collect(), value);
+            table.into_iter().flat_map(below).collect()
+        }
+        _ => vec![(path, value)],
     }
 }
 
@@ -283,46 +213,5 @@ mod tests {
         let error = Layer::file("queue.toml", "a = 1\nb = = 2\n\nc = \"x\nd = 1\n", &mut Origins::default()).unwrap_err();
         assert!(error.message().starts_with("queue.toml:2:5: "), "{error}");
         assert!(error.message().lines().any(|line| line.starts_with("queue.toml:4:")), "{error}");
-    }
-
-    #[test]
-    fn variables_meet_names_of_any_case_and_say_when_two_are_meant() {
-        let file = |text| Layer::file("f", text, &mut Origins::default()).unwrap();
-        let path_of = |layer: &Layer, rest| Below::new(layer).path_of(rest);
-        let layer = file("[queues.\"mail.Out\"]\n[queues.a]\n[queues.A]\n[queues.new-one]\n");
-        assert_eq!(path_of(&layer, "QUEUES__MAIL_OUT__SLOTS").unwrap(), ["queues", "mail.Out", "slots"]);
-        assert_eq!(path_of(&layer, "QUEUES__NEW_ONE__SLOTS").unwrap(), ["queues", "new-one", "slots"]);
-        assert_eq!(path_of(&layer, "RUNNER__SLOTS").unwrap(), ["runner", "slots"]);
-        assert_eq!(path_of(&layer, "QUEUES__a__SLOTS").unwrap(), ["queues", "a", "slots"]);
-        assert_eq!(path_of(&layer, "BROKERS__queueName__URL").unwrap(), ["brokers", "queueName", "url"]);
-        let typo = path_of(&layer, "QUEUES__NEW_OEN__SLOTS").unwrap_err();
-        assert!(typo.contains("nothing called `NEW_OEN`") && typo.contains("did you mean `new-one`?"), "{typo}");
-        let list = path_of(&file("[queues.a]\nworkers = [\"Do.It\"]\n"), "QUEUES__A__WORKERS__DO_IT__TTR");
-        assert!(list.unwrap_err().starts_with("`workers` is a list in the file"));
-        let both = path_of(&file("[queues.\"a.b\"]\n[queues.a-b]\n"), "QUEUES__A_B__SLOTS");
-        assert_eq!(both.unwrap_err(), "`A_B` may mean a-b or a.b; set it in the file");
-    }
-
-    #[test]
-    fn names_of_the_program_are_met_and_forbid_no_others() {
-        let beside = |text: &str, rest: &str| {
-            let file = Layer::file("f", text, &mut Origins::default()).unwrap();
-            let mut below = Below::new(&file);
-            below.add_queue("Mail.Out", &["Do.It".to_owned()]);
-            below.path_of(rest).map(|path| dotted(&path))
-        };
-        let nothing = "";
-        assert_eq!(
-            beside(nothing, "QUEUES__MAIL_OUT__WORKERS__DO_IT__TTR").unwrap(),
-            "queues.\"Mail.Out\".workers.\"Do.It\".ttr"
-        );
-        assert_eq!(beside(nothing, "QUEUES__DEFAULT__TTR").unwrap(), "queues.default.ttr");
-        assert_eq!(beside(nothing, "QUEUES__MAIL_OUT__WORKERS__NEW__TTR").unwrap(), "queues.\"Mail.Out\".workers.new.ttr");
-        let file = "[queues.\"Mail.Out\"]\nelsewhere = [\"Far.Away\"]\n[queues.\"Mail.Out\".workers.near]\nttr = 1\n";
-        for (task, name) in [("DO_IT", "\"Do.It\""), ("FAR_AWAY", "\"Far.Away\""), ("NEAR", "near")] {
-            let path = beside(file, &format!("QUEUES__MAIL_OUT__WORKERS__{task}__TTR")).unwrap();
-            assert_eq!(path, format!("queues.\"Mail.Out\".workers.{name}.ttr"));
-        }
-        assert!(beside(file, "QUEUES__MAIL_OUT__WORKERS__DO_TI__TTR").unwrap_err().contains("did you mean `Do.It`?"));
     }
 }

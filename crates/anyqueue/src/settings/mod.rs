@@ -14,6 +14,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod value;
+mod variables;
 
 use std::collections::BTreeMap;
 

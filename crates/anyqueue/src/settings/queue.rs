@@ -192,9 +192,9 @@ impl QueueSettings {
 /// More slots than any machine has use for; a typo rather than a wish.
 pub(super) const MOST_SLOTS: usize = 65_536;
 
-const NO_TASK_NAME: &str = "it has at least one character that is no blank, and no control characters";
+pub(super) const NO_TASK_NAME: &str = "it has at least one character that is no blank, and no control characters";
 
-fn is_task_name(name: &str) -> bool {
+pub(super) fn is_task_name(name: &str) -> bool {
     !name.trim().is_empty() && !name.chars().any(char::is_control)
 }
 

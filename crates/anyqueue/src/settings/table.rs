@@ -97,12 +97,6 @@ impl<'r> Table<'r> {
         self.reader.problem(&[], text);
     }
 
-    /// Where a path below this table was set first.
-    pub(super) fn origin(&self, below: &[&str]) -> Origin {
-        let path: Path = self.path.iter().cloned().chain(below.iter().map(|name| (*name).to_owned())).collect();
-        self.reader.origins.of(&path)
-    }
-
     fn asked(&mut self, key: &'static str) {
         self.asked.push(key);
         let dot = if self.pattern.is_empty() { "" } else { "." };

@@ -420,6 +420,51 @@ fn without_a_file_variables_reach_handlers_the_usual_queue_and_new_ones() {
     assert_eq!(with(&mail, [("ANYQUEUE__QUEUES__NEW__TTR", "7")]).1, "Mail new");
     let file = text("[queues.Mail]\nslots = 2\n").handler(&mail).load().unwrap();
     assert_eq!(file.queues.len(), 1, "a file names all the queues beside the program's");
+    let whole = text("[queues.Mail]\n").environment([("ANYQUEUE__QUEUES__MAIL", "{slots = 3}")]).handler(&mail).load().unwrap();
+    assert_eq!((whole.queues.len(), whole.queue("Mail").unwrap().slots), (1, Some(3)));
+}
+
+#[test]
+fn variables_that_overlap_hold_in_any_order_or_are_named() {
+    let file = "[brokers.default]\nurl = \"memory:\"\n[queues.a]\n";
+    let with = |one: (&str, &str), two: (&str, &str)| text(file).environment([one, two]).load();
+    let both_orders = |one, two| [with(one, two), with(two, one)];
+    for settings in both_orders(("ANYQUEUE__QUEUES__A", "{ttr = 9, backoff = {first = 3}}"), ("ANYQUEUE__QUEUES__A__SLOTS", "2"))
+    {
+        let settings = settings.unwrap();
+        let queue = settings.queue("a").unwrap();
+        assert_eq!((queue.ttr, queue.slots, queue.policy.backoff.first), (secs(9), Some(2), secs(3)));
+        assert_eq!(settings.origin("queues.a.ttr").to_string(), "ANYQUEUE__QUEUES__A");
+    }
+    for settings in both_orders(("ANYQUEUE__QUEUES__A", "junk"), ("ANYQUEUE__QUEUES__A__SLOTS", "2")) {
+        let found = problems(settings).join(" ");
+        assert!(
+            found.contains("ANYQUEUE__QUEUES__A and ANYQUEUE__QUEUES__A__SLOTS") || found.contains("A__SLOTS and ANYQ"),
+            "{found}"
+        );
+    }
+    for settings in both_orders(("ANYQUEUE__QUEUES__A__ELSEWHERE", "[\"Far\"]"), ("ANYQUEUE__QUEUES__A__WORKERS__FAR__TTR", "9"))
+    {
+        assert_eq!(settings.unwrap().queue("a").unwrap().workers["Far"].ttr, Some(secs(9)));
+    }
+    let cover = |key: &str, text: &str| {
+        problems(with(("ANYQUEUE__QUEUES", &format!("{{{key} = {{{text} = 9}}}}")), ("ANYQUEUE_X", ""))).join(" ")
+    };
+    assert!(cover("b", "ttr").contains("nothing called `b` in `queues`"), "a table adds no name either");
+    assert!(cover("A", "trr").contains("ANYQUEUE__QUEUES: unknown key `trr` in [queues.a]"), "{}", cover("A", "trr"));
+}
+
+#[test]
+fn what_the_file_has_in_a_wrong_shape_stays_wrong_whatever_is_set_over_it() {
+    let over = |toml: &str| {
+        let variable = problems(text(toml).environment([("ANYQUEUE__QUEUES__A__TTR", "9")]).load());
+        (variable.join(" "), problems(text(toml).flag("queues.a.ttr", 9).load()).join(" "))
+    };
+    for toml in ["queues = 5", "[queues]\na = 5", "[[queues]]\nttr = 3"] {
+        let (variable, flag) = over(toml);
+        assert!(variable.contains("in the file"), "{toml}: {variable}");
+        assert!(flag.contains("in the file"), "{toml}: {flag}");
+    }
 }
 
 #[test]
@@ -427,6 +472,9 @@ fn a_handler_with_a_name_that_cannot_be_is_the_programs_fault() {
     let wrong = crate::Queue::new("a queue", ()).worker("w", |_, _: crate::Task<u32>| async {}).into();
     let found = problems(text("[queues.mail]\n").handler(&wrong).load());
     assert_eq!(found, ["a handler of this program: queue name `a queue` has the character ' '; allowed are A-Z a-z 0-9 . _ -"]);
+    let blank = crate::Queue::new("mail", ()).worker(" ", |_, _: crate::Task<u32>| async {}).into();
+    let found = problems(text("[queues.mail]\n").handler(&blank).load());
+    assert!(found[0].starts_with("a handler of this program: ` ` is no task name"), "{found:?}");
 }
 
 #[test]
