@@ -31,7 +31,8 @@ pub(crate) async fn findings(shared: &Shared) -> Result<Vec<Finding>> {
     for kind in [Kind::Quorum, Kind::Classic] {
         let strays = shared.strays(Ladder(kind)).await?;
         if strays > 0 {
-            let text = "delayed tasks fell due for queues that are not there; they go on when somebody uses these again";
+            let text = "tasks fell due for queues that are not there, or were thrown out of the held ones by a policy's delivery \
+                        limit; they go on when a process begins to use their queue";
             found(Severity::Problem, format!("{strays} {text}"));
         }
     }

@@ -75,7 +75,14 @@ impl Layout {
             working.push(("x-max-priority", AMQPValue::LongLongInt(self.style.count() as i64 - 1)));
         }
         let bands = self.bands.iter().map(|band| (band.clone(), table(&working)));
-        let beside = [self.held.clone(), self.pause.clone()].map(|name| (name, table(&plain)));
+        let mut held = plain.clone();
+        // Each look at held tasks counts as a return, so that a policy's limit would throw them away.
+        held.push(("x-dead-letter-exchange", text(self.ladder.stray().as_str())));
+        held.push(("x-dead-letter-routing-key", text(self.held.as_str())));
+        if self.style.kind == Kind::Quorum {
+            held.extend(safe_dead_letters());
+        }
+        let beside = [(self.held.clone(), table(&held)), (self.pause.clone(), table(&plain))];
         bands.chain(beside).chain([(self.notes.clone(), notes_arguments())]).collect()
     }
 }
@@ -134,8 +141,9 @@ impl Ladder {
         format!("{};due", self.stem()).into()
     }
 
-    /// The exchange and the queue of tasks that fell due for a queue that is not there. Without it a classic ladder would drop
-    /// them, and 32 of them would stop a quorum one for everybody.
+    /// The exchange and the queue of tasks that fell due for a queue that is not there, and of held ones that a policy's
+    /// delivery limit threw out. Without it a classic ladder would drop them, and 32 of them would stop a quorum one for
+    /// everybody.
     pub(crate) fn stray(self) -> ShortString {
         format!("{};stray", self.stem()).into()
     }

@@ -13,7 +13,7 @@
 //! | `<queue>;pause` | a marker while the queue is paused |
 //! | `anyqueue;delay;0` to `27`, `anyqueue;delay;due` | exchanges and queues of the ladder of delays, one ladder per virtual host |
 //! | `<queue>;unharmed` | for a day: which tasks came back although no worker died |
-//! | `anyqueue;delay;stray` | delayed tasks that fell due for a queue that was deleted; `check` tells of them |
+//! | `anyqueue;delay;stray` | delayed tasks that fell due for a queue that was deleted, and held ones that a policy's delivery limit threw out; `check` tells of them |
 //! | `anyqueue;walk;…` | while somebody looks through a queue: the right to do so |
 //!
 //! A task's body is the message; its priority, TTR and due time are in the headers `anyqueue-priority`, `anyqueue-ttr`

@@ -10,7 +10,9 @@ use lapin::{Channel, ExchangeKind};
 use crate::config::Kind;
 use crate::error;
 use crate::layout::{self, Ladder, Layout, RUNGS};
+use crate::message::Message;
 use crate::names;
+use crate::publish::Post;
 use crate::shared::Shared;
 
 const DURABLE: QueueDeclareOptions =
@@ -98,7 +100,7 @@ impl Shared {
         Ok(self.count(&self.asking().await?, &ladder.stray()).await?.unwrap_or(0))
     }
 
-    /// Puts what fell due while this queue was not there where it belongs.
+    /// Puts what fell due while this queue was not there where it belongs, and what was thrown out of its held tasks back.
     async fn bring_in(&self, layout: &Layout) -> Result<()> {
         if self.strays(layout.ladder).await? == 0 {
             return Ok(());
@@ -106,8 +108,13 @@ impl Shared {
         let stray = layout.ladder.stray();
         let walk = self.walk(stray.as_str()).await?;
         let mut mine = walk.take(&stray, STRAYS).await?;
-        mine.retain(|message| layout.is_target(Ladder::target(message.key.as_str())));
-        let posts: Vec<_> = mine.iter().map(|message| self.again(layout, message)).collect();
+        let was_held = |message: &Message| message.key == layout.held;
+        mine.retain(|message| was_held(message) || layout.is_target(Ladder::target(message.key.as_str())));
+        let place = |message: &Message| match was_held(message) {
+            true => Post { exchange: ShortString::default(), key: layout.held.clone(), ..self.again(layout, message) },
+            false => self.again(layout, message),
+        };
+        let posts: Vec<_> = mine.iter().map(place).collect();
         for (message, answer) in mine.iter().zip(self.publish(&posts).await) {
             if answer.is_ok() {
                 walk.remove(message).await?;

@@ -221,3 +221,23 @@ async fn the_management_api_counts_what_workers_have() {
         assert!(said.contains(says), "{says}: {said}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policys_delivery_limit_takes_no_held_task_away() {
+    let node = node().await;
+    let (broker, queue) = (connect(&node, "").await, name("policy"));
+    broker.declare(&queue).await.unwrap();
+    let ids = park(&node, &queue, 3).await;
+    let held = format!("^{queue};held$");
+    node.control(&["set_policy", queue.as_str(), &held, "{\"delivery-limit\":1}", "--apply-to", "queues"]).await.unwrap();
+    let until = Instant::now() + SOON;
+    // Each look counts, until the server throws them out.
+    while !broker.admin().held(&queue, None, 10).await.unwrap().tasks.is_empty() {
+        assert!(Instant::now() < until, "the policy does not hold");
+    }
+    let told = broker.diagnose().await.unwrap();
+    assert!(told.iter().any(|finding| finding.text.contains("delivery limit")), "{told:?}");
+    let next = connect(&node, "").await;
+    next.declare(&queue).await.unwrap();
+    assert_eq!(next.admin().kick(&queue, &Which::All).await.unwrap(), ids.len() as u64);
+}
