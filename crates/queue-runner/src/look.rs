@@ -69,7 +69,7 @@ pub(crate) async fn info(context: &mut Context<'_>, id: TaskId, queue: Option<&s
         match answer {
             // A queue that is not there has no task.
             Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) if e.is_retryable() => drop(silent.insert(broker.clone(), e)),
+            Err(e) if e.kind() == ErrorKind::Unavailable => drop(silent.insert(broker.clone(), e)),
             Err(e) => failed.push(e),
             Ok(answer) => found = answer,
         }

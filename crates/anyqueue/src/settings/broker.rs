@@ -122,6 +122,8 @@ impl<'a> Brokers<'a> {
     pub(super) fn check(&self, name: &str) -> Result<(), String> {
         match self.written.contains(name) {
             true => Ok(()),
+            // It is not repeated: there may be a password in it.
+            false if name.contains("://") => Err("a URL stands where a broker's name goes; give it as `brokers.NAME.url`".into()),
             false => Err(format!("there is no broker `{name}`; {}", suggest(name, self.names()))),
         }
     }

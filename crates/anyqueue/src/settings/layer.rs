@@ -62,7 +62,7 @@ impl Layer {
         let mut layer = Self::default();
         for (key, text) in flags {
             for (path, value) in leaves(parse_key(key)?, written(text)) {
-                if let Some(why) = file.refuses(&path) {
+                if let Some(why) = file.refuses(&path, matches!(value.kind, ValueKind::Table(_))) {
                     return Err(Error::config(format!("{key}: {why}")));
                 }
                 origins.set(path.clone(), Origin::Flag);
@@ -77,17 +77,21 @@ impl Layer {
         table(Some(&self.0), name).into_iter().flat_map(|table| table.keys())
     }
 
-    /// Why nothing can be set at a path over this layer: something above it is no table.
-    pub(super) fn refuses(&self, path: &[String]) -> Option<String> {
+    /// Why a value, or a table, cannot be set at a path over this layer: a table here would end up beside no table, or the
+    /// other way round.
+    pub(super) fn refuses(&self, path: &[String], is_table: bool) -> Option<String> {
         let mut at = &self.0;
-        for (n, name) in path.iter().enumerate().take(path.len().saturating_sub(1)) {
+        for (n, name) in path.iter().enumerate() {
             let place = dotted(&path[..=n]);
-            at = match &at.get(name)?.kind {
-                ValueKind::Table(table) => table,
-                ValueKind::Array(_) => {
+            let wants_table = is_table || n + 1 < path.len();
+            at = match (&at.get(name)?.kind, wants_table) {
+                (ValueKind::Table(table), true) => table,
+                (ValueKind::Table(_), false) => return Some(format!("`{place}` is a table in the file; set the keys in it")),
+                (_, false) => return None,
+                (ValueKind::Array(_), true) => {
                     return Some(format!("`{place}` is a list in the file; write a table there, or set the whole list"));
                 }
-                _ => return Some(format!("`{place}` is no table in the file; mend it there")),
+                (_, true) => return Some(format!("`{place}` is no table in the file; mend it there")),
             };
         }
         None

@@ -188,6 +188,10 @@ fn brokers_say_what_is_wrong_with_them_but_no_password() {
         ("[brokers.a]\nurl = \"memory:?colour=1\"", "queue.toml:2: `url` in [brokers.a]: memory has no option `colour`"),
         ("[brokers.a]\nurl = \"memory:\"\n[brokers.b]\nurl = \"memory:\"", "`default_broker`: set it, since none"),
         ("default_broker = \"b\"\n[brokers.a]\nurl = \"memory:\"", "queue.toml:1: `default_broker`: there is no broker `b`"),
+        (
+            "default_broker = \"redis://me:hunter2@h\"\n[brokers.a]\nurl = \"memory:\"",
+            "queue.toml:1: `default_broker`: a URL stands where a broker's name goes; give it as `brokers.NAME.url`",
+        ),
         ("[brokers]\na = 1", "queue.toml:2: `brokers.a` must be a table, [brokers.a]"),
     ] {
         let found = problems(text(file).load());
@@ -436,22 +440,46 @@ fn variables_that_overlap_hold_in_any_order_or_are_named() {
         assert_eq!((queue.ttr, queue.slots, queue.policy.backoff.first), (secs(9), Some(2), secs(3)));
         assert_eq!(settings.origin("queues.a.ttr").to_string(), "ANYQUEUE__QUEUES__A");
     }
-    for settings in both_orders(("ANYQUEUE__QUEUES__A", "junk"), ("ANYQUEUE__QUEUES__A__SLOTS", "2")) {
+    for settings in both_orders(("ANYQUEUE__QUEUES__B__LABEL", "x"), ("ANYQUEUE__QUEUES", "{B = {label = {}}}")) {
+        assert!(problems(settings).join(" ").contains("nothing called `B`"));
+    }
+    for settings in both_orders(("ANYQUEUE__RUNNER__GRACE", "3"), ("ANYQUEUE__RUNNER__GRACE__X", "3")) {
         let found = problems(settings).join(" ");
-        assert!(
-            found.contains("ANYQUEUE__QUEUES__A and ANYQUEUE__QUEUES__A__SLOTS") || found.contains("A__SLOTS and ANYQ"),
-            "{found}"
-        );
+        assert!(found.contains("ANYQUEUE__RUNNER__GRACE__X and ANYQUEUE__RUNNER__GRACE both set `runner.grace"), "{found}");
+    }
+    for settings in both_orders(("ANYQUEUE__QUEUES__A__LABEL", "x"), ("ANYQUEUE__QUEUES__A", "{label = {}}")) {
+        assert!(problems(settings).join(" ").contains("both set `queues.a`"));
     }
     for settings in both_orders(("ANYQUEUE__QUEUES__A__ELSEWHERE", "[\"Far\"]"), ("ANYQUEUE__QUEUES__A__WORKERS__FAR__TTR", "9"))
     {
         assert_eq!(settings.unwrap().queue("a").unwrap().workers["Far"].ttr, Some(secs(9)));
     }
-    let cover = |key: &str, text: &str| {
-        problems(with(("ANYQUEUE__QUEUES", &format!("{{{key} = {{{text} = 9}}}}")), ("ANYQUEUE_X", ""))).join(" ")
-    };
-    assert!(cover("b", "ttr").contains("nothing called `b` in `queues`"), "a table adds no name either");
-    assert!(cover("A", "trr").contains("ANYQUEUE__QUEUES: unknown key `trr` in [queues.a]"), "{}", cover("A", "trr"));
+    let thumb = ("ANYQUEUE__QUEUES__A__WORKERS__THUMB__EXEC", "[\"./t\"]");
+    for settings in both_orders(("ANYQUEUE__QUEUES__A__ELSEWHERE", "[\"Far\"]"), thumb) {
+        assert_eq!(settings.unwrap().queue("a").unwrap().tasks(), ["Far", "thumb"], "a worker of its own beside one elsewhere");
+    }
+}
+
+#[test]
+fn a_variable_that_is_a_table_has_exact_keys_and_the_rules_of_others() {
+    let file = "[brokers.default]\nurl = \"memory:\"\n[queues.a]\n[queues.a.workers.\"Do.It\"]\n[routes]\n\"a.b\" = \"a\"\n";
+    let with = |name: &str, table: &str| text(file).environment([(name, table)]).load();
+    let wrong = |table: &str| problems(with("ANYQUEUE__QUEUES", table)).join(" ");
+    assert!(wrong("{b = {ttr = 9}}").contains("nothing called `b` in `queues`"), "it adds no name");
+    assert!(wrong("{A = {ttr = 9}}").contains("did you mean `a`?"));
+    assert!(
+        wrong("{a = {trr = 9}}").contains("ANYQUEUE__QUEUES: unknown key `trr` in [queues.a]"),
+        "{}",
+        wrong("{a = {trr = 9}}")
+    );
+    let routes = with("ANYQUEUE__ROUTES", "{\"do-it\" = \"a\", \"a-b\" = \"a\"}").unwrap().routes;
+    let patterns: Vec<_> = routes.iter().map(|route| route.pattern.as_str()).collect();
+    assert_eq!(patterns, ["do-it", "a-b", "a.b"], "look-alikes are others");
+    let settings = with("ANYQUEUE__BROKERS__DEFAULT", "{}").unwrap();
+    assert_eq!(settings.origin("brokers.default").to_string(), "queue.toml:1", "an empty table sets nothing");
+    let names = [("ANYQUEUE__QUEUES", "{\"Mail.Out\" = {slots = 2}}"), ("ANYQUEUE__QUEUES__MAIL_OUT__TTR", "9")];
+    let settings = text("").environment(names).load().unwrap();
+    assert_eq!((settings.queues.len(), settings.queue("Mail.Out").unwrap().ttr), (1, secs(9)));
 }
 
 #[test]
@@ -465,6 +493,8 @@ fn what_the_file_has_in_a_wrong_shape_stays_wrong_whatever_is_set_over_it() {
         assert!(variable.contains("in the file"), "{toml}: {variable}");
         assert!(flag.contains("in the file"), "{toml}: {flag}");
     }
+    let empty = problems(text("queues = 5").environment([("ANYQUEUE__QUEUES", "{}")]).load()).join(" ");
+    assert!(empty.contains("no table in the file"), "{empty}");
 }
 
 #[test]

@@ -1,0 +1,289 @@
+//! Variables, and how their names meet those of the file and of the program.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyqueue_core::{Error, Result, suggest};
+use config::{Map, Value, ValueKind};
+
+use super::layer::{Layer, leaves, table, written};
+use super::origin::{Origin, Origins, Path, dotted};
+
+/// What is below the variables.
+#[derive(Debug)]
+pub(super) struct Below<'a> {
+    file: &'a Layer,
+    /// The same with names that are in lists only, or in the program.
+    named: Layer,
+    /// All names that a variable may mean: those of other variables too.
+    known: Layer,
+    /// Workers that variables bring a program for.
+    programs: BTreeSet<Path>,
+}
+
+/// One value of a variable.
+struct Given<'v> {
+    variable: &'v str,
+    /// The parts of its name, and the keys of the table that the value is in.
+    parts: Path,
+    /// How many of them are parts of the name, which has no case.
+    spelt: usize,
+    value: Value,
+}
+
+/// Takes the variables that start with `ANYQUEUE__`. The parts of a name meet names that are known whatever their case;
+/// `_` meets `.` and `-` too. One that meets none is read in lower case if it is all in capitals, or is an error where it
+/// must be a typo. A value that is written as a table stands for a variable for each key in it, and keys are exact.
+pub(super) fn read(variables: &[(String, String)], mut below: Below<'_>, origins: &mut Origins) -> Result<Layer> {
+    let mut problems = Vec::new();
+    let mut given = Vec::new();
+    for (name, text) in variables {
+        match name.strip_prefix("ANYQUEUE__") {
+            Some(rest) => {
+                let parts: Path = rest.split("__").map(str::to_owned).collect();
+                let spelt = parts.len();
+                let all = leaves(parts, written(text)).into_iter();
+                given.extend(all.map(|(parts, value)| Given { variable: name, parts, spelt, value }));
+            }
+            None if name.starts_with("ANYQUEUE_") && name.contains("__") => {
+                problems.push(format!("{name}: a setting starts with ANYQUEUE__, two underscores"));
+            }
+            None => {}
+        }
+    }
+    // No outcome hangs on the order of an environment. Names that are exact come before those that may mean them.
+    given.sort_by(|a, b| a.rank().cmp(&b.rank()));
+    given.iter().for_each(|given| below.note_program(&given.parts));
+    let mut layer = Layer::default();
+    let mut by = BTreeMap::<Path, &str>::new();
+    for given in &given {
+        let name = given.variable;
+        let path = match below.path_of(&given.parts, given.spelt, given.is_empty_table()) {
+            Ok(path) => path,
+            Err(why) => {
+                problems.push(format!("{name}: {why}"));
+                continue;
+            }
+        };
+        // An empty table says that something is there, and leaves room for more.
+        let clashes = |taken: &Path| path.starts_with(taken) || (!given.is_empty_table() && taken.starts_with(&path));
+        if let Some((_, other)) = by.iter().find(|(taken, _)| clashes(taken)) {
+            // No key of a value is shown: the value may be a secret.
+            let place = dotted(&path[..given.spelt.min(path.len())]);
+            problems.push(match name == *other {
+                true => format!("{name} sets a key of `{place}` twice"),
+                false => format!("{name} and {other} both set `{place}`; remove one of them"),
+            });
+            continue;
+        }
+        below.learn(&path, &given.value);
+        if !(given.is_empty_table() && origins.is_set(&path)) {
+            origins.set(path.clone(), Origin::Environment(name.into()));
+        }
+        layer.set(&path, given.value.clone());
+        if !given.is_empty_table() {
+            by.insert(path, name);
+        }
+    }
+    if problems.is_empty() { Ok(layer) } else { Err(Error::config(problems.join("\n"))) }
+}
+
+impl Given<'_> {
+    fn is_empty_table(&self) -> bool {
+        matches!(self.value.kind, ValueKind::Table(_))
+    }
+
+    /// Lists name tasks, and keys of tables are exact: others may mean them. What leaves room for all is the last.
+    fn rank(&self) -> (bool, bool, bool, &Path, &str) {
+        let (is_list, is_exact) = (matches!(self.value.kind, ValueKind::Array(_)), self.parts.len() > self.spelt);
+        (self.is_empty_table(), !is_exact, !is_list, &self.parts, self.variable)
+    }
+}
+
+impl<'a> Below<'a> {
+    pub(super) fn new(file: &'a Layer) -> Self {
+        let mut below = Self { file, named: file.clone(), known: file.clone(), programs: BTreeSet::new() };
+        for (queue, keys) in tables(table(Some(&file.0), "queues")) {
+            for task in keys.iter().flat_map(|(key, value)| tasks(key, value)) {
+                below.add_task(queue, &task);
+            }
+        }
+        below
+    }
+
+    /// Makes a queue of the program known, with its tasks.
+    pub(super) fn add_queue(&mut self, queue: &str, tasks: &[String]) {
+        self.known.table_at(&["queues", queue]);
+        tasks.iter().for_each(|task| self.add_task(queue, task));
+    }
+
+    fn add_task(&mut self, queue: &str, task: &str) {
+        self.named.table_at(&["queues", queue, "workers", task]);
+        self.known.table_at(&["queues", queue, "workers", task]);
+        self.known.table_at(&["routes", task]);
+    }
+
+    /// Makes the names known that a variable has, for others to mean.
+    fn learn(&mut self, path: &[String], value: &Value) {
+        let texts: Vec<&str> = path.iter().map(String::as_str).collect();
+        match texts[..] {
+            ["queues", queue, key] => {
+                self.known.table_at(&["queues", queue]);
+                for task in tasks(key, value) {
+                    self.known.table_at(&["queues", queue, "workers", &task]);
+                }
+            }
+            ["queues", queue, "workers", task, ..] => drop(self.known.table_at(&["queues", queue, "workers", task])),
+            [names @ ("brokers" | "queues"), name, ..] => drop(self.known.table_at(&[names, name])),
+            _ => {}
+        }
+    }
+
+    fn note_program(&mut self, parts: &[String]) {
+        let parts: Path = parts.iter().map(|part| plain(part)).collect();
+        if let [worker @ .., key] = parts.as_slice()
+            && key == "exec"
+        {
+            self.programs.insert(worker.to_vec());
+        }
+    }
+
+    /// Whether a name that nobody knows is a typo. Where there are no names, a variable is how one is given.
+    fn forbids(&self, path: &[String], parts: &[String]) -> bool {
+        let any =
+            |layer: &Layer| path.iter().try_fold(&layer.0, |at, name| table(Some(at), name)).is_some_and(|at| !at.is_empty());
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        match path[..] {
+            // A program's queues are beside those that nobody wrote down.
+            ["brokers" | "queues"] => any(self.file),
+            // A worker with a program is one, whatever lives elsewhere.
+            ["queues", _, "workers"] => {
+                let worker: Path = parts.iter().take(4).map(|part| plain(part)).collect();
+                any(self.file) || (any(&self.named) && !self.programs.contains(&worker))
+            }
+            _ => false,
+        }
+    }
+
+    /// Finds what the parts of a name mean. The first `spelt` are from a variable's name, the others are exact.
+    fn path_of(&self, parts: &[String], spelt: usize, is_table: bool) -> std::result::Result<Path, String> {
+        let mut at = Some(&self.known.0);
+        let mut path = Path::new();
+        for (n, part) in parts.iter().enumerate() {
+            if part.is_empty() {
+                return Err("a part of the name is empty; write it like ANYQUEUE__QUEUES__IMAGES__SLOTS".into());
+            }
+            let meets = |key: &&String| if n < spelt { plain(key) == plain(part) } else { *key == part };
+            let known = || at.into_iter().flat_map(|table| table.keys());
+            let mut found = known().filter(meets).map(String::as_str).collect::<Vec<_>>();
+            found.sort_unstable();
+            let name = match found.as_slice() {
+                [] if self.forbids(&path, parts) => {
+                    let known = suggest(&part.to_ascii_lowercase(), known().map(String::as_str));
+                    return Err(format!("there is nothing called `{part}` in `{}`; {known}", dotted(&path)));
+                }
+                [] if n >= spelt || part.chars().any(|c| c.is_ascii_lowercase()) => part.clone(),
+                [] => part.to_ascii_lowercase(),
+                [one] => (*one).to_owned(),
+                // The exact spelling decides between names that differ in case only.
+                many if many.contains(&part.as_str()) => part.clone(),
+                many => {
+                    let text = format!("`{part}` may mean {}; spell it exactly, or set it in the file", many.join(" or "));
+                    return Err(text);
+                }
+            };
+            at = table(at, &name);
+            path.push(name);
+        }
+        self.file.refuses(&path, is_table).map_or(Ok(path), Err)
+    }
+}
+
+/// The tasks that a key of a queue names.
+fn tasks(key: &str, value: &Value) -> Vec<String> {
+    match (key, &value.kind) {
+        ("elsewhere" | "workers", ValueKind::Array(tasks)) => tasks.iter().map(ToString::to_string).collect(),
+        ("workers", ValueKind::Table(tasks)) => tasks.keys().cloned().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The tables in a table, by name.
+fn tables(parent: Option<&Map<String, Value>>) -> impl Iterator<Item = (&String, &Map<String, Value>)> {
+    parent.into_iter().flatten().filter_map(move |(name, _)| Some((name, table(parent, name)?)))
+}
+
+/// A name without its case, `.` and `-` as `_`.
+fn plain(name: &str) -> String {
+    name.to_ascii_lowercase().replace(['.', '-'], "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a variable's name means beside a file, and a program with the queue `Mail.Out` if `mail` says so.
+    fn path(text: &str, mail: bool, rest: &str) -> std::result::Result<String, String> {
+        let file = Layer::file("f", text, &mut Origins::default()).unwrap();
+        let mut below = Below::new(&file);
+        if mail {
+            below.add_queue("Mail.Out", &["Do.It".to_owned()]);
+        }
+        let parts: Path = rest.split("__").map(str::to_owned).collect();
+        below.path_of(&parts, parts.len(), false).map(|path| dotted(&path))
+    }
+
+    #[test]
+    fn names_meet_those_of_the_file_in_any_case_and_say_when_two_are_meant() {
+        let file = "[queues.\"mail.Out\"]\n[queues.a]\n[queues.A]\n[queues.new-one]\n";
+        for (rest, wanted) in [
+            ("QUEUES__MAIL_OUT__SLOTS", "queues.\"mail.Out\".slots"),
+            ("QUEUES__NEW_ONE__SLOTS", "queues.new-one.slots"),
+            ("RUNNER__SLOTS", "runner.slots"),
+            ("QUEUES__a__SLOTS", "queues.a.slots"),
+            ("BROKERS__queueName__URL", "brokers.queueName.url"),
+        ] {
+            assert_eq!(path(file, false, rest).unwrap(), wanted);
+        }
+        let typo = path(file, false, "QUEUES__NEW_OEN__SLOTS").unwrap_err();
+        assert!(typo.contains("nothing called `NEW_OEN`") && typo.contains("did you mean `new-one`?"), "{typo}");
+        let both = path("[queues.\"a.b\"]\n[queues.a-b]\n", false, "QUEUES__A_B__SLOTS").unwrap_err();
+        assert_eq!(both, "`A_B` may mean a-b or a.b; spell it exactly, or set it in the file");
+    }
+
+    #[test]
+    fn what_the_file_has_in_another_shape_is_not_covered_up() {
+        let list = path("[queues.a]\nworkers = [\"Do.It\"]\n", false, "QUEUES__A__WORKERS__DO_IT__TTR").unwrap_err();
+        assert!(list.starts_with("`queues.a.workers` is a list in the file"), "{list}");
+        let number = path("queues = 5", false, "QUEUES__A__TTR").unwrap_err();
+        assert_eq!(number, "`queues` is no table in the file; mend it there");
+        let table = path("[runner]\nslots = { a = 1 }\n", false, "RUNNER__SLOTS").unwrap_err();
+        assert_eq!(table, "`runner.slots` is a table in the file; set the keys in it");
+    }
+
+    #[test]
+    fn names_of_the_program_are_met_and_forbid_no_other_queues() {
+        let nothing = "";
+        for (rest, wanted) in [
+            ("QUEUES__MAIL_OUT__WORKERS__DO_IT__TTR", "queues.\"Mail.Out\".workers.\"Do.It\".ttr"),
+            ("QUEUES__DEFAULT__TTR", "queues.default.ttr"),
+            ("QUEUES__DEFAULT__WORKERS__NEW__TTR", "queues.default.workers.new.ttr"),
+            ("ROUTES__DO_IT", "routes.\"Do.It\""),
+            ("ROUTES__ANOTHER", "routes.another"),
+        ] {
+            assert_eq!(path(nothing, true, rest).unwrap(), wanted);
+        }
+        let file = "[queues.\"Mail.Out\"]\nelsewhere = [\"Far.Away\"]\n[queues.\"Mail.Out\".workers.near]\nttr = 1\n";
+        for (task, name) in [("DO_IT", "\"Do.It\""), ("FAR_AWAY", "\"Far.Away\""), ("NEAR", "near")] {
+            let found = path(file, true, &format!("QUEUES__MAIL_OUT__WORKERS__{task}__TTR")).unwrap();
+            assert_eq!(found, format!("queues.\"Mail.Out\".workers.{name}.ttr"));
+        }
+        for (file, typo, meant) in [
+            (file, "DO_TI", "Do.It"),
+            (nothing, "DO_TI", "Do.It"),
+            ("[queues.\"Mail.Out\"]\nelsewhere = [\"Render\"]\n", "RENDR", "Render"),
+        ] {
+            let error = path(file, true, &format!("QUEUES__MAIL_OUT__WORKERS__{typo}__TTR")).unwrap_err();
+            assert!(error.contains(&format!("did you mean `{meant}`?")), "{error}");
+        }
+    }
+}
