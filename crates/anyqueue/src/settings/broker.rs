@@ -123,7 +123,9 @@ impl<'a> Brokers<'a> {
         match self.written.contains(name) {
             true => Ok(()),
             // It is not repeated: there may be a password in it.
-            false if name.contains("://") => Err("a URL stands where a broker's name goes; give it as `brokers.NAME.url`".into()),
+            false if value::is_address(name) => {
+                Err("a URL stands where a broker's name goes; give it as `brokers.NAME.url`".into())
+            }
             false => Err(format!("there is no broker `{name}`; {}", suggest(name, self.names()))),
         }
     }

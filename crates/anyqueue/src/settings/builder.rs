@@ -143,10 +143,8 @@ impl SettingsBuilder {
             Some((name, text)) => Layer::file(name, text, origins)?,
             None => Layer::default(),
         };
-        let mut below = Below::new(&written);
-        self.handlers.iter().for_each(|(queue, tasks)| below.add_queue(queue, tasks));
-        let environment = variables::read(&environment, below, origins)?;
-        let flags = Layer::flags(&self.flags, &written, origins)?;
+        let environment = variables::read(&environment, Below::new(&written, &self.handlers), origins)?;
+        let flags = Layer::flags(&self.flags, [(&written, "the file"), (&environment, "a variable")], origins)?;
         let own = written.names("queues").cloned().collect();
         Ok(Merged { values: layer::merge([written, environment, flags])?, file: file.map(|(name, _)| name), own })
     }
@@ -271,7 +269,7 @@ fn routes(mut table: Table<'_>, queues: &BTreeMap<QueueName, QueueSettings>) -> 
     for (pattern, queue) in table.rest(value::text) {
         if !queues.contains_key(queue.as_str()) {
             let known = suggest(&queue, queues.keys().map(QueueName::as_str));
-            table.problem(&pattern, &format!("there is no queue `{queue}`; {known}"));
+            table.problem(&pattern, &format!("there is no queue {}; {known}", value::named(&queue)));
         } else if let Ok(route) = Route::read(pattern, &queue) {
             routes.push(route);
         }

@@ -113,7 +113,7 @@ impl Lines<'_> {
         let other = beside.map(policy_words);
         for (n, (key, value)) in policy_words(policy).into_iter().enumerate() {
             if other.as_ref().is_none_or(|other| other[n].1 != value) {
-                self.add(&[path, &[key]].concat(), value);
+                self.add(&[path, key].concat(), value);
             }
         }
     }
@@ -135,23 +135,22 @@ fn or_none(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "none".into(), |value| value.to_string())
 }
 
-fn policy_words(policy: &Policy) -> [(&'static str, String); 7] {
+fn policy_words(policy: &Policy) -> [(&'static [&'static str], String); 10] {
     let backoff = &policy.backoff;
-    let (first, max) = (time::show(backoff.first), time::show(backoff.max));
     let lease = match policy.lease {
         Lease::Auto => "auto",
         Lease::Manual => "manual",
     };
     [
-        ("max_attempts", policy.max_attempts.to_string()),
-        (
-            "backoff",
-            format!("{{ first = \"{first}\", factor = {}, max = \"{max}\", jitter = {} }}", backoff.factor, backoff.jitter),
-        ),
-        ("max_crashes", policy.max_crashes.to_string()),
-        ("lease", lease.into()),
-        ("time_limit", or_none(policy.time_limit.map(time::show))),
-        ("notify_after", or_none(policy.notify_after)),
-        ("unknown_for", time::show(policy.unknown_for)),
+        (&["max_attempts"], policy.max_attempts.to_string()),
+        (&["backoff", "first"], time::show(backoff.first)),
+        (&["backoff", "factor"], backoff.factor.to_string()),
+        (&["backoff", "max"], time::show(backoff.max)),
+        (&["backoff", "jitter"], backoff.jitter.to_string()),
+        (&["max_crashes"], policy.max_crashes.to_string()),
+        (&["lease"], lease.into()),
+        (&["time_limit"], or_none(policy.time_limit.map(time::show))),
+        (&["notify_after"], or_none(policy.notify_after)),
+        (&["unknown_for"], time::show(policy.unknown_for)),
     ]
 }

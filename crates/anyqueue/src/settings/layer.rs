@@ -58,11 +58,12 @@ impl Layer {
     }
 
     /// Takes keys as TOML writes them, with their values.
-    pub(super) fn flags(flags: &[(String, String)], file: &Layer, origins: &mut Origins) -> Result<Self> {
+    pub(super) fn flags(flags: &[(String, String)], below: [(&Layer, &str); 2], origins: &mut Origins) -> Result<Self> {
         let mut layer = Self::default();
         for (key, text) in flags {
             for (path, value) in leaves(parse_key(key)?, written(text)) {
-                if let Some(why) = file.refuses(&path, matches!(value.kind, ValueKind::Table(_))) {
+                let is_table = matches!(value.kind, ValueKind::Table(_));
+                if let Some(why) = below.iter().find_map(|(layer, place)| layer.refuses(&path, is_table, place)) {
                     return Err(Error::config(format!("{key}: {why}")));
                 }
                 origins.set(path.clone(), Origin::Flag);
@@ -79,19 +80,19 @@ impl Layer {
 
     /// Why a value, or a table, cannot be set at a path over this layer: a table here would end up beside no table, or the
     /// other way round.
-    pub(super) fn refuses(&self, path: &[String], is_table: bool) -> Option<String> {
+    pub(super) fn refuses(&self, path: &[String], is_table: bool, by: &str) -> Option<String> {
         let mut at = &self.0;
         for (n, name) in path.iter().enumerate() {
             let place = dotted(&path[..=n]);
             let wants_table = is_table || n + 1 < path.len();
             at = match (&at.get(name)?.kind, wants_table) {
                 (ValueKind::Table(table), true) => table,
-                (ValueKind::Table(_), false) => return Some(format!("`{place}` is a table in the file; set the keys in it")),
+                (ValueKind::Table(_), false) => return Some(format!("`{place}` is a table in {by}; set the keys in it")),
                 (_, false) => return None,
                 (ValueKind::Array(_), true) => {
-                    return Some(format!("`{place}` is a list in the file; write a table there, or set the whole list"));
+                    return Some(format!("`{place}` is a list in {by}; write a table there, or set the whole list"));
                 }
-                (_, true) => return Some(format!("`{place}` is no table in the file; mend it there")),
+                (_, true) => return Some(format!("`{place}` is no table in {by}; mend it there")),
             };
         }
         None

@@ -461,6 +461,45 @@ fn variables_that_overlap_hold_in_any_order_or_are_named() {
 }
 
 #[test]
+fn names_in_variables_mean_each_other() {
+    let names = |variables| {
+        text("").environment(variables).load().map(|settings| {
+            let tasks =
+                |(name, queue): (&anyqueue_core::QueueName, &QueueSettings)| format!("{name}: {}", queue.tasks().join(" "));
+            let routes = settings.routes.iter().map(|route| route.pattern.clone());
+            settings.queues.iter().map(tasks).chain(routes).collect::<Vec<_>>().join(", ")
+        })
+    };
+    let (queues, workers, task) =
+        ("ANYQUEUE__QUEUES", "ANYQUEUE__QUEUES__MAIL__WORKERS", "ANYQUEUE__QUEUES__MAIL__WORKERS__DO_IT__TTR");
+    let list = "ANYQUEUE__QUEUES__MAIL__ELSEWHERE";
+    for (variables, wanted) in [
+        ([(workers, "{\"Do.It\" = {}}"), (task, "5m")], "mail: Do.It"),
+        ([(queues, "{Mail = {slots = 2}}"), ("ANYQUEUE__QUEUES__MAIL", "{ttr = \"5m\"}")], "Mail: "),
+        ([("ANYQUEUE__QUEUES__Mail__TTR", "5m"), ("ANYQUEUE__QUEUES__MAIL__SLOTS", "2")], "Mail: "),
+        ([(list, "[\"Do.It\"]"), ("ANYQUEUE__ROUTES__DO_IT", "mail")], "mail: Do.It, Do.It"),
+    ] {
+        assert_eq!(names(variables).unwrap(), wanted, "{variables:?}");
+    }
+    let typo = "ANYQUEUE__QUEUES__MAIL__WORKERS__RENDR__TTR";
+    let error = names([(list, "[\"Render\"]"), (typo, "5m")]).unwrap_err().to_string();
+    assert!(error.contains(typo) && error.contains("did you mean `Render`?"), "{error}");
+}
+
+#[test]
+fn a_worker_that_is_new_beside_lists_and_handlers_needs_a_program() {
+    let mail = crate::Queue::new("mail", ()).worker("Do.It", |_, _: crate::Task<u32>| async {}).into();
+    let load =
+        |key: &str, value: &str| text("[queues.a]\nelsewhere = [\"Far\"]\n").environment([(key, value)]).handler(&mail).load();
+    for (queue, meant) in [("A", "Far"), ("MAIL", "Do.It")] {
+        let worker = format!("ANYQUEUE__QUEUES__{queue}__WORKERS__NEW");
+        let error = problems(load(&format!("{worker}__TTR"), "9")).join(" ");
+        assert!(error.contains(&format!("Known: `{meant}`")) || error.contains(&format!("known: `{meant}`")), "{error}");
+        load(&format!("{worker}__EXEC"), "[\"./new\"]").unwrap();
+    }
+}
+
+#[test]
 fn a_variable_that_is_a_table_has_exact_keys_and_the_rules_of_others() {
     let file = "[brokers.default]\nurl = \"memory:\"\n[queues.a]\n[queues.a.workers.\"Do.It\"]\n[routes]\n\"a.b\" = \"a\"\n";
     let with = |name: &str, table: &str| text(file).environment([(name, table)]).load();

@@ -15,8 +15,18 @@ fn shown(value: &Value) -> String {
         ValueKind::Table(_) => "a table".into(),
         ValueKind::Array(_) => "a list".into(),
         ValueKind::Nil => "nothing".into(),
-        _ => format!("`{value}`"),
+        _ => named(&value.to_string()),
     }
+}
+
+/// Whether a text looks like the URL of a broker, in which there may be a password.
+pub(super) fn is_address(text: &str) -> bool {
+    text.contains("://") || (text.contains(':') && text.contains('@'))
+}
+
+/// Writes a text into a message, unless a password may be in it.
+pub(super) fn named(text: &str) -> String {
+    if is_address(text) { "a URL".into() } else { format!("`{text}`") }
 }
 
 pub(super) fn text(value: &Value) -> Read<String> {
@@ -72,7 +82,7 @@ pub(super) fn boolean(value: &Value) -> Read<bool> {
 pub(super) fn duration(value: &Value) -> Read<Duration> {
     let text =
         scalar(value).ok_or_else(|| format!("{} is not a duration; write `\"10m\"` or a number of seconds", shown(value)))?;
-    time::parse(&text).map_err(|e| e.to_string())
+    time::parse(&text).map_err(|e| if is_address(&text) { "a URL is not a duration".into() } else { e.to_string() })
 }
 
 /// A duration that cannot be nought.
