@@ -46,14 +46,17 @@ pub(crate) async fn findings(shared: &Shared) -> Result<Vec<Finding>> {
 
 fn of_version(version: &Version) -> Vec<Finding> {
     let said = |severity, text: String| Finding { severity, text };
-    let tried = "releases from 4.0 on were never tried with this adapter, 3.10 was; watch `crashed` counts and held tasks";
+    let tried =
+        "releases from 4.1 on were never tried with this adapter, 3.10 and 4.0 were; watch `crashed` counts and held tasks";
     vec![match (version.major, version.at_least(3, 10)) {
         (0, _) => said(Severity::Warning, "the server does not tell its version; it is treated like RabbitMQ 3.10".into()),
         (_, false) => {
             let text = "3.10 or later is needed: older quorum queues know no time to live, so delays do not work";
             said(Severity::Problem, format!("the server is RabbitMQ {}; {text}", version.text))
         }
-        (4.., _) => said(Severity::Warning, format!("the server is RabbitMQ {}; {tried}", version.text)),
+        (4.., _) if version.at_least(4, 1) => {
+            said(Severity::Warning, format!("the server is RabbitMQ {}; {tried}", version.text))
+        }
         _ => said(Severity::Note, format!("the server is RabbitMQ {}", version.text)),
     }]
 }
@@ -98,6 +101,7 @@ mod tests {
             ("3.9.27", Severity::Problem),
             ("3.10.8", Severity::Note),
             ("3.13.0", Severity::Note),
+            ("4.0.5", Severity::Note),
             ("4.3.1", Severity::Warning),
         ] {
             let found = of_version(&Version::read(version));

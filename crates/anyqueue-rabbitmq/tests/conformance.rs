@@ -1,4 +1,7 @@
 //! The rules of the contract, on a node that the trials share or kill.
+//!
+//! `ANYQUEUE_TEST_RABBITMQ_SCRIPTS=/path/to/bin cargo test -p anyqueue-rabbitmq` runs these and all other tests of this crate
+//! on another release than the installed one: the folder has `rabbitmq-server` and `rabbitmqctl`.
 
 use std::sync::{Arc, Weak};
 

@@ -217,7 +217,7 @@ async fn the_management_api_counts_what_workers_have() {
     assert_eq!(wrong.admin().stats(&queue).await.unwrap().reserved, Figure::Unknown);
     let said = format!("{:?}", wrong.diagnose().await.unwrap());
     assert!(said.contains("denies this user") && !said.contains("wr0ng"), "{said}");
-    for says in ["RabbitMQ 3.", "quorum, priorities in 5 queues", "heartbeats"] {
+    for says in ["the server is RabbitMQ ", "quorum, priorities in 5 queues", "heartbeats"] {
         assert!(said.contains(says), "{says}: {said}");
     }
 }

@@ -17,8 +17,13 @@ pub struct Node {
     epmd: Process,
 }
 
-/// Where the server's scripts are: the ones on the path become another user.
+/// Where the server's scripts are, unless `ANYQUEUE_TEST_RABBITMQ_SCRIPTS` names those of another release: the ones on the path
+/// become another user.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
+
+fn scripts() -> String {
+    std::env::var("ANYQUEUE_TEST_RABBITMQ_SCRIPTS").unwrap_or_else(|_| SCRIPTS.into())
+}
 
 /// Six seconds are enough on a machine that does nothing else; on one with ten times the work, a minute is not.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -54,7 +59,7 @@ pub async fn start_with<T: AsRef<str>>(plugins: &str, settings: impl IntoIterato
         .patience(PATIENCE);
     for (name, value) in [
         ("HOME", "{dir}/home"),
-        ("RABBITMQ_SCRIPTS", SCRIPTS),
+        ("RABBITMQ_SCRIPTS", &scripts()),
         ("RABBITMQ_CONF_ENV_FILE", "/dev/null"),
         ("RABBITMQ_NODENAME", "anyqueue{port}@localhost"),
         ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1"),
@@ -99,7 +104,7 @@ impl Node {
     /// What it said, if it failed.
     pub async fn control(&self, arguments: &[&str]) -> Result<String, BoxError> {
         let name = format!("anyqueue{}@localhost", self.address().port());
-        let run = tokio::process::Command::new(format!("{SCRIPTS}/rabbitmqctl"))
+        let run = tokio::process::Command::new(format!("{}/rabbitmqctl", scripts()))
             .args(["--node", &name])
             .args(arguments)
             .env("HOME", self.folder().join("home"))
