@@ -134,10 +134,19 @@ impl Place {
         Process::start(&mut command).finish().ends_with(0);
     }
 
+    fn figures(&self) -> Value {
+        self.run(&["stats", &self.queue, "--json"]).ends_with(0).json().remove(0)
+    }
+
+    /// Whether nothing is left to be worked, by the counts that the broker tells. Some brokers do not tell all.
+    pub(crate) fn seems_settled(&self) -> bool {
+        let figures = self.figures();
+        ["ready", "delayed", "reserved"].iter().all(|name| figures[*name].as_u64().unwrap_or(0) == 0)
+    }
+
     /// The figures of the queue.
     pub(crate) fn stats(&self) -> Stats {
-        let ran = self.run(&["stats", &self.queue, "--json"]).ends_with(0);
-        let figures = &ran.json()[0];
+        let figures = self.figures();
         let figure = |name: &str| figures[name].as_u64().unwrap_or_else(|| panic!("`{name}` is unknown: {figures}"));
         Stats { ready: figure("ready"), delayed: figure("delayed"), reserved: figure("reserved"), held: figure("held") }
     }

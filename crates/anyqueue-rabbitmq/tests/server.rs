@@ -25,6 +25,8 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use tokio::sync::Mutex;
 
 static SHARED: Mutex<Weak<Node>> = Mutex::const_new(Weak::new());
+/// A node that starts takes a processor for six seconds. Who goes by a patience of the adapter's has none start beside it.
+static STARTS: Mutex<()> = Mutex::const_new(());
 const SOON: Duration = Duration::from_secs(20);
 
 async fn node() -> Arc<Node> {
@@ -32,9 +34,14 @@ async fn node() -> Arc<Node> {
     if let Some(node) = shared.upgrade() {
         return node;
     }
-    let node = Arc::new(rabbitmq::start([""; 0]).await.unwrap());
+    let node = Arc::new(start("", [""; 0]).await);
     *shared = Arc::downgrade(&node);
     node
+}
+
+async fn start<T: AsRef<str>>(plugins: &str, settings: impl IntoIterator<Item = T>) -> Node {
+    let _one = STARTS.lock().await;
+    rabbitmq::start_with(plugins, settings).await.unwrap()
 }
 
 fn options(node: &Node, query: &str) -> ConnectOptions {
@@ -143,6 +150,8 @@ async fn a_deleted_queue_is_made_anew_and_nothing_is_confirmed_into_the_void() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_fetched_and_not_begun_keeps_its_place_and_counts_as_no_death() {
     let node = node().await;
+    // Where the notes are not read in two seconds, the tasks count as crashed.
+    let _quiet = STARTS.lock().await;
     let (broker, queue) = (connect(&node, "").await, name("place"));
     broker.declare(&queue).await.unwrap();
     let sent: Vec<_> = broker.send(&queue, &Sample::many(40)).await;
@@ -230,7 +239,7 @@ async fn what_a_delivery_limit_throws_out_is_held() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_with_an_alarm_refuses_sends_and_lets_workers_finish() {
-    let node = Arc::new(rabbitmq::start(["vm_memory_high_watermark.absolute = 1GB"]).await.unwrap());
+    let node = Arc::new(start("", ["vm_memory_high_watermark.absolute = 1GB"]).await);
     let (broker, queue) = (connect(&node, "").await, name("alarm"));
     broker.declare(&queue).await.unwrap();
     broker.send(&queue, &Sample::many(2)).await.into_iter().for_each(|sent| drop(sent.unwrap()));

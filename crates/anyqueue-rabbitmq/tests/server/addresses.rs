@@ -63,15 +63,15 @@ async fn a_server_with_a_certificate_is_trusted_if_the_settings_say_so() {
     certificate(folder.path(), "server");
     certificate(folder.path(), "worker");
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let node = rabbitmq::start([
+    let settings = [
         format!("listeners.ssl.1 = 127.0.0.1:{port}"),
         format!("ssl_options.cacertfile = {}", path("ca.pem")),
         format!("ssl_options.certfile = {}", path("server.pem")),
         format!("ssl_options.keyfile = {}", path("server.key")),
         "ssl_options.verify = verify_peer".into(),
         "ssl_options.fail_if_no_peer_cert = true".into(),
-    ]);
-    let _node = node.await.unwrap();
+    ];
+    let _node = start("", settings).await;
     let open = |authority: &str, own: bool| {
         let mut query = format!("tls_ca={}", path(authority));
         if own {

@@ -199,7 +199,7 @@ async fn a_name_of_the_servers_own_is_refused_as_such() {
 async fn the_management_api_counts_what_workers_have() {
     let port = anyqueue_testkit::free_port().unwrap();
     let listener = [format!("management.tcp.port = {port}"), "management.tcp.ip = 127.0.0.1".into()];
-    let node = rabbitmq::start_with("rabbitmq_management", listener).await.unwrap();
+    let node = start("rabbitmq_management", listener).await;
     let (broker, queue) = (connect(&node, &format!("management=http://127.0.0.1:{port}")).await, name("counted.x"));
     broker.declare(&queue).await.unwrap();
     assert!(broker.send(&queue, &Sample::many(3)).await.iter().all(Result::is_ok));
