@@ -41,7 +41,7 @@ impl RabbitConsumer {
     async fn reserve_some(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>> {
         let (line, clock) = (&self.line, &self.shared.clock);
         let until = clock.now() + wait;
-        let waiting = Waiting::begin(&self.shared, line, max);
+        let waiting = Waiting::begin(&self.shared, line, max, wait);
         loop {
             self.shared.check()?;
             let rung = line.bell.notified();
@@ -77,8 +77,10 @@ struct Waiting<'a> {
 }
 
 impl<'a> Waiting<'a> {
-    fn begin(shared: &'a Shared, line: &'a Line, max: usize) -> Self {
+    fn begin(shared: &'a Shared, line: &'a Line, max: usize, wait: Duration) -> Self {
         let mut state = line.state();
+        // Whoever does not wait is told that there is nothing only after a look that is newer than the question.
+        state.looked &= state.paused || !wait.is_zero();
         state.demand = max.min(line.prefetch);
         state.waiting += 1;
         // What went wrong before somebody asked is tried again.

@@ -195,6 +195,24 @@ async fn a_more_urgent_task_that_comes_later_begins_before_those_that_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_wait_hears_of_nothing_only_when_there_is_nothing() {
+    let node = node().await;
+    let (broker, queue) = (connect(&node, "").await, name("backlog"));
+    broker.declare(&queue).await.unwrap();
+    assert!(broker.send(&queue, &Sample::many(3000)).await.iter().all(Result::is_ok));
+    let mut consumer = broker.consume(&queue, ConsumeOptions { prefetch: 1000, ..ConsumeOptions::default() }).await.unwrap();
+    let (most, mut left) = (NonZeroUsize::new(64).unwrap(), 3000);
+    while left > 0 {
+        let got = consumer.reserve(most, Duration::ZERO).await.unwrap();
+        assert!(!got.is_empty(), "{left} are there still");
+        left -= got.len();
+        let done: Vec<_> = got.iter().map(|delivery| (delivery.receipt.clone(), Settlement::Done)).collect();
+        assert!(consumer.settler().settle(&done).await.iter().all(Result::is_ok));
+    }
+    assert!(consumer.reserve(most, Duration::ZERO).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_ttr_above_the_servers_is_refused_by_the_settings_name() {
     let node = node().await;
     let (broker, queue) = (connect(&node, "consumer_timeout=10m").await, name("ttr"));
