@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyqueue_core::{Error, ErrorKind, Moment, Paused, Result, chain};
 use futures::stream::{SelectAll, Stream};
 use futures::{FutureExt, StreamExt};
+use lapin::Channel;
 use lapin::message::DeliveryResult;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -41,8 +42,8 @@ enum Step {
     Expire(Vec<u64>),
     Start(usize),
     Stop,
-    /// Consume anew, with a larger window.
-    Grow,
+    /// Consume more beside what is consumed.
+    Grow(usize),
     Renew,
     Verify,
     Look,
@@ -95,7 +96,7 @@ impl Keeper {
                 Step::Expire(tags) => self.expire(&tags).await,
                 Step::Start(window) => self.start(window).await,
                 Step::Stop => self.stop().await,
-                Step::Grow => self.fetch_no_more().await.map(drop),
+                Step::Grow(window) => self.grow(window).await,
                 Step::Renew => self.renew().await,
                 Step::Verify => self.verify().await,
                 Step::Look => self.look().await,
@@ -131,7 +132,7 @@ impl Keeper {
         let old = state.bands.iter().filter_map(|band| band.fetched.front()).map(|fetched| fetched.at + STALE).min();
         match state.consuming {
             _ if !state.is_quiet() && (!wanted || state.paused || old.is_some_and(|old| old <= now)) => return Step::Stop,
-            Some((_, current)) if window > current && state.waiting > 0 => return Step::Grow,
+            Some((_, current)) if window > current && state.waiting > 0 => return Step::Grow(window),
             Some(_) if self.is_strangely_silent(&state, now) => return Step::Renew,
             Some(_) if state.waiting > 0 && !state.looked => return Step::Verify,
             Some((_, current)) if state.waiting > 0 && self.is_doubtful(&state.bands, current) => return Step::Verify,
@@ -223,10 +224,25 @@ impl Keeper {
         if self.look_for_pause().await? {
             return Ok(());
         }
-        self.shared.work.call("basic.qos", channel.basic_qos(window as u16, BasicQosOptions { global: false })).await?;
         if !self.line.state().begin(&self.bands, window, self.shared.clock.now()) {
             return Ok(());
         }
+        self.consume(&channel, window).await?;
+        self.pause = SHORTEST;
+        Ok(())
+    }
+
+    /// Allows each band more, by a further consumer of it. The one that is there is not ended for that: a quorum queue counts
+    /// what it was sending meanwhile as come back, and then sends the next one a task at a time.
+    async fn grow(&mut self, window: usize) -> Result<()> {
+        let Session { channel, .. } = self.session().await?;
+        let more = self.line.state().widen(&self.bands, window);
+        self.consume(&channel, more).await
+    }
+
+    /// Lets the server send so many of each band ahead.
+    async fn consume(&mut self, channel: &Channel, window: usize) -> Result<()> {
+        self.shared.work.call("basic.qos", channel.basic_qos(window as u16, BasicQosOptions { global: false })).await?;
         for band in self.bands.clone() {
             let name = self.layout.bands[band].clone();
             let asked = channel.basic_consume(name, ShortString::default(), BasicConsumeOptions::default(), self.manner());
@@ -236,7 +252,6 @@ impl Keeper {
             let feed = feed.map(|item| item.map(Some)).chain(futures::stream::once(async { Ok(None) }));
             self.feeds.push(Box::pin(feed.map(move |result| (band, result))));
         }
-        self.pause = SHORTEST;
         Ok(())
     }
 
@@ -250,13 +265,14 @@ impl Keeper {
 
     /// Ends consuming and gives back what was fetched and not handed out.
     async fn stop(&mut self) -> Result<()> {
+        self.until_nothing_is_sent().await?;
         let session = self.fetch_no_more().await?;
         self.give_back(&session).await?;
         self.line.bell.notify_one();
         Ok(())
     }
 
-    /// Ends consuming. What was fetched stays: those who are asked for more must not find the first ones on their way back.
+    /// Ends consuming. What was fetched stays.
     async fn fetch_no_more(&mut self) -> Result<Session> {
         let session = self.session().await?;
         let channel = &session.channel;

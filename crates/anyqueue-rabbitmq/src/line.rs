@@ -196,6 +196,21 @@ impl State {
         true
     }
 
+    /// Allows these bands more in the run of consuming that is under way. Says how much.
+    pub(crate) fn widen(&mut self, bands: &RangeInclusive<usize>, window: usize) -> usize {
+        let Some((_, current)) = &mut self.consuming else { return 0 };
+        let more = window.saturating_sub(*current);
+        *current = window;
+        self.looked = false;
+        self.bands[bands.clone()].iter_mut().for_each(|band| band.doubt = true);
+        more
+    }
+
+    /// Whether a band has all that the server may send of it.
+    pub(crate) fn is_full(&self, band: usize) -> bool {
+        self.consuming.is_none_or(|(_, window)| self.bands[band].open >= window)
+    }
+
     /// Whether there is nothing that a new channel would lose.
     pub(crate) fn is_empty_handed(&self) -> bool {
         self.unsettled.is_empty()
@@ -209,7 +224,9 @@ impl State {
         band.open += 1;
         band.heard = at;
         band.doubt |= band.open >= window;
-        band.fetched.push_back(Fetched { message, at, run });
+        // A band may have several consumers, and the server numbers what it sends.
+        let place = band.fetched.iter().rposition(|other| other.message.tag < message.tag).map_or(0, |before| before + 1);
+        band.fetched.insert(place, Fetched { message, at, run });
     }
 
     /// Ends a lease that is over. It may have been touched or settled meanwhile.

@@ -201,11 +201,14 @@ async fn who_does_not_wait_hears_of_nothing_only_when_there_is_nothing() {
     broker.declare(&queue).await.unwrap();
     assert!(broker.send(&queue, &Sample::many(3000)).await.iter().all(Result::is_ok));
     let mut consumer = broker.consume(&queue, ConsumeOptions { prefetch: 1000, ..ConsumeOptions::default() }).await.unwrap();
-    let (most, mut left) = (NonZeroUsize::new(64).unwrap(), 3000);
+    // First a few are asked for, then many.
+    let (mut most, mut left) = (NonZeroUsize::new(10).unwrap(), 3000);
     while left > 0 {
         let got = consumer.reserve(most, Duration::ZERO).await.unwrap();
         assert!(!got.is_empty(), "{left} are there still");
-        left -= got.len();
+        (most, left) = (NonZeroUsize::new(300).unwrap(), left - got.len());
+        let died = got.iter().filter(|delivery| delivery.native.redeliveries != Figure::Exact(0)).count();
+        assert_eq!(died, 0, "nobody died");
         let done: Vec<_> = got.iter().map(|delivery| (delivery.receipt.clone(), Settlement::Done)).collect();
         assert!(consumer.settler().settle(&done).await.iter().all(Result::is_ok));
     }

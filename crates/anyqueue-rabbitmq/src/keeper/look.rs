@@ -64,6 +64,24 @@ impl Keeper {
         }
     }
 
+    /// Waits until the server has sent all that it may: what is on its way while consuming ends comes back as if its worker
+    /// had died.
+    pub(super) async fn until_nothing_is_sent(&mut self) -> Result<()> {
+        let give_up = self.shared.clock.now() + ON_THE_WAY;
+        for band in self.bands.clone().filter(|_| self.line.state().consuming.is_some()).collect::<Vec<_>>() {
+            while let Some(count) = self.counted(band).await {
+                let Session { channel, .. } = self.session().await?;
+                self.line.barrier(&self.shared, &channel).await?;
+                self.take_in().await?;
+                if count == 0 || self.line.state().is_full(band) || self.shared.clock.now() >= give_up {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        Ok(())
+    }
+
     async fn counted(&self, band: usize) -> Option<u32> {
         let channel = self.shared.asking().await.ok()?;
         self.shared.count(&channel, &self.layout.bands[band]).await.ok()?
