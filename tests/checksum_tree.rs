@@ -28,7 +28,8 @@ fn the_sums_of_a_tree_are_those_of_sha256sum_though_a_worker_was_killed() {
     let at_death = lines(&place);
     assert!(at_death < files, "the kill came too late to mean anything");
     let heir = start(&place, &["--work"]);
-    until("every task is settled", || (lines(&place) >= files && place.seems_settled()).then_some(()));
+    until("every file is hashed", || (hashed(&place) >= files).then_some(()));
+    until("every task is settled", || place.seems_settled().then_some(()));
     survivor.stop().ends_with(0);
     heir.stop().ends_with(0);
     assert!(place.held().is_empty());
@@ -51,6 +52,12 @@ fn start(place: &Place, args: &[&str]) -> Process {
 /// How many results the workers have written so far.
 fn lines(place: &Place) -> usize {
     place.read("sums.txt").matches('\n').count()
+}
+
+/// Of how many files there is a result: those that the victim had hashed and not settled have two.
+fn hashed(place: &Place) -> usize {
+    let results = place.read("sums.txt");
+    results.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect::<BTreeSet<_>>().len()
 }
 
 fn sha256sum(tree: &Path) -> String {
