@@ -201,7 +201,12 @@ pub(crate) async fn latency(what: &str, worker: &Queues, sending: impl Future<Ou
     }
     handle.stop();
     run.await.expect("no panic").expect("stops");
-    let mut sorted = samples.lock().expect("no panic")[5..].to_vec();
+    quantiles(what, &samples.lock().expect("no panic"));
+}
+
+/// Prints what of samples in microseconds stands at which place; the first few warmed up.
+pub(crate) fn quantiles(what: &str, samples: &[u64]) {
+    let mut sorted = samples[5..].to_vec();
     sorted.sort_unstable();
     let quantile = |q: f64| sorted[((sorted.len() as f64 * q) as usize).min(sorted.len() - 1)] as f64 / 1000.0;
     println!("  {what:<26} p50 {:.2} ms   p95 {:.2} ms   p99 {:.2} ms", quantile(0.5), quantile(0.95), quantile(0.99));

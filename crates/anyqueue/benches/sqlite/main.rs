@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use anyqueue::core::Envelope;
 use anyqueue::{NewTask, Queue, QueueName, Queues, Runner, Task};
-use load::{Payload, Raw, SENDERS, SLOTS, counting, latency, median, meter, payload, rate, send_slowly, speed, wanted};
+use load::{
+    Payload, Raw, SENDERS, SLOTS, counting, latency, median, meter, payload, quantiles, rate, send_slowly, speed, wanted,
+};
 use tokio::sync::Semaphore;
 
 async fn queues(path: &Path, durability: &str, more: &str) -> Queues {
@@ -79,7 +81,13 @@ async fn pick_up() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("q.db");
     let worker = queues(&path, "power", "").await;
+    let unflushed = queues(&folder.path().join("unflushed.db"), "process", "").await;
+    latency("W4 in process, no flushes", &unflushed, send_slowly(&unflushed)).await;
     latency("W4 in process", &worker, send_slowly(&worker)).await;
+    // The same commits alone: what a disk that is slow now and then costs everybody.
+    let mut raw = raw::Raw::open(&folder.path().join("raw.db"), true);
+    let samples = tokio::task::spawn_blocking(move || raw.pick_up_slowly()).await.expect("no panic");
+    quantiles("W4 of the raw ceiling", &samples);
     let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
     let mut child = command.arg("send").arg(&path).spawn().expect("starts");
     let ended = tokio::task::spawn_blocking(move || child.wait());

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::oneshot;
 
-use super::load::{Payload, text};
+use super::load::{PICKED, Payload, now, text};
 
 const SCHEMA: &str = "
     CREATE TABLE task(id INTEGER PRIMARY KEY, queue TEXT NOT NULL, state INTEGER NOT NULL DEFAULT 0,
@@ -43,6 +43,22 @@ impl Raw {
         let start = Instant::now();
         (0..count).for_each(|id| self.insert(&[text(id as u64)]));
         (count, start.elapsed())
+    }
+
+    /// From just before an insert until it is claimed, in microseconds, for as many tasks as a pick-up is measured with.
+    pub(crate) fn pick_up_slowly(&mut self) -> Vec<u64> {
+        let mut claim_and_time = |n| {
+            std::thread::sleep(Duration::from_millis(30 + (n * 7919) % 40));
+            let start = now();
+            self.insert(&[text(n)]);
+            let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate).expect("nobody else writes");
+            let id: i64 = transaction.query_row(CLAIM, [1], |row| row.get(0)).expect("the one that was inserted");
+            transaction.commit().expect("commits");
+            let took = now() - start;
+            assert_eq!(self.0.execute("DELETE FROM task WHERE id = ?1", [id]).expect("deletes"), 1);
+            took
+        };
+        (0..PICKED).map(&mut claim_and_time).collect()
     }
 
     pub(crate) fn drain(&mut self, size: usize) -> (usize, Duration) {
