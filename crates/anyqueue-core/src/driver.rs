@@ -149,6 +149,13 @@ impl BrokerUrl {
         if scheme.is_empty() || !scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c)) {
             return Err(bad(&format!("`{scheme}` is no scheme")));
         }
+        let behind_hosts =
+            rest.strip_prefix("//").and_then(|rest| rest.split_once(['/', '?', '#'])).map_or("", |(_, behind)| behind);
+        let no_port = |name: &str, port: &str| match behind_hosts.contains('@') {
+            // Its rest stands where ports and paths do: none of it is repeated.
+            true => "a `/`, `?` or `#` in a password is written %2F, %3F or %23".to_owned(),
+            false => format!("port `{port}` of host `{name}` is not a number up to 65535"),
+        };
         let decode = |part: &str| percent_decode_str(part).decode_utf8_lossy().into_owned();
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let query = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "true")));
@@ -173,11 +180,7 @@ impl BrokerUrl {
         }
         for host in hosts.split(',').filter(|host| !host.is_empty()) {
             let (name, port) = match host.rsplit_once(':') {
-                Some((name, port)) if !port.contains(']') => {
-                    let number =
-                        port.parse().map_err(|_| bad(&format!("port `{port}` of host `{name}` is not a number up to 65535")))?;
-                    (name, Some(number))
-                }
+                Some((name, port)) if !port.contains(']') => (name, Some(port.parse().map_err(|_| bad(&no_port(name, port)))?)),
                 _ => (host, None),
             };
             url.hosts.push((decode(name.trim_start_matches('[').trim_end_matches(']')), port));
@@ -186,6 +189,11 @@ impl BrokerUrl {
         url.path = format!("{root}{}", decode(path));
         Ok(url)
     }
+}
+
+/// Whether a text looks like the URL of a broker, in which there may be a password.
+pub fn is_address(text: &str) -> bool {
+    text.contains("://") || (text.contains(':') && text.contains('@'))
 }
 
 impl fmt::Display for BrokerUrl {
@@ -233,5 +241,9 @@ mod tests {
         }
         let error = BrokerUrl::parse("redis://u:secret@h:port").unwrap_err();
         assert!(!format!("{error} {error:?}").contains("secret"));
+        for cut in ["redis://u:sec/ret@h", "redis://u:sec?ret@h:6379", "sqs://AKIA:sec#x/ret@eu-west-1"] {
+            let error = format!("{:?}", BrokerUrl::parse(cut).unwrap_err());
+            assert!(error.contains("is written %2F") && !error.contains("sec") && !error.contains("ret@"), "{error}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::driver::{BrokerUrl, Driver, OptionSpec};
+use crate::driver::{BrokerUrl, Driver, OptionSpec, is_address};
 use crate::error::{Error, Result};
 use crate::{names, time};
 
@@ -41,6 +41,8 @@ impl Options {
     pub fn shown(&self, spec: &OptionSpec) -> Option<String> {
         match self.0.get(spec.key)? {
             _ if spec.secret => Some("(set)".into()),
+            // A login in a URL is nobody's to see, whatever option it was put into.
+            Value::String(text) if is_address(text) && text.contains('@') => Some("(set)".into()),
             Value::String(text) => Some(text.clone()),
             other => Some(other.to_string()),
         }
@@ -62,6 +64,10 @@ impl Options {
     }
 
     fn wrong(key: &str, value: &Value, wanted: &str) -> Error {
+        let value = match value.as_str() {
+            Some(text) if is_address(text) => "a URL".to_owned(),
+            _ => value.to_string(),
+        };
         Error::config(format!("option `{key}` is {value}; it takes {wanted}"))
     }
 
@@ -127,7 +133,8 @@ impl Options {
         match words.iter().find(|(word, _)| *word == text) {
             Some((_, value)) => Ok(Some(*value)),
             None => {
-                Err(Error::config(format!("option `{key}` is `{text}`; {}", names::suggest(&text, known().collect::<Vec<_>>()))))
+                let shown = if is_address(&text) { "a URL".to_owned() } else { format!("`{text}`") };
+                Err(Error::config(format!("option `{key}` is {shown}; {}", names::suggest(&text, known().collect::<Vec<_>>()))))
             }
         }
     }

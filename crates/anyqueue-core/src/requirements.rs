@@ -13,7 +13,8 @@ pub struct Requirements {
     pub priorities: PriorityRange,
     /// The longest TTR in use.
     pub ttr: Duration,
-    /// The longest time that one attempt may run under automatic touch; `None` if leases are not renewed.
+    /// The longest time that somebody lets an attempt run under automatic touch, nought if nobody says; `None` if leases are not
+    /// renewed.
     pub reserved: Option<Duration>,
     /// The longest delay in use.
     pub delay: Duration,
@@ -70,9 +71,9 @@ impl Requirements {
             }
             if let Some(max) = capabilities.touch.limits().filter(|max| reserved > *max) {
                 problems.push(format!(
-                    "an attempt may run {}, but a task can be reserved for {} at most",
+                    "an attempt may run {}, but a task can be reserved for {max} at most; set `time_limit` to {max} or less",
                     show(reserved),
-                    show(max)
+                    max = show(max)
                 ));
             }
         }
@@ -105,7 +106,7 @@ mod tests {
             [
                 "taking priorities 10 only needs `bands = […]`",
                 "a TTR of 2h is above the broker's 1h",
-                "an attempt may run 2h, but a task can be reserved for 1h at most",
+                "an attempt may run 2h, but a task can be reserved for 1h at most; set `time_limit` to 1h or less",
             ]
         );
         let strict = Requirements { strict: true, ..Requirements::default() };

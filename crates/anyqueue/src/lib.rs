@@ -101,7 +101,7 @@ pub use clock::{SystemClock, TestClock};
 pub use drivers::Drivers;
 pub use hooks::{AttemptInfo, Hooks};
 pub use outcome::{IntoOutcome, Outcome, Permanent};
-pub use policy::{Backoff, Lease, Policy};
+pub use policy::{Backoff, Lease, Policy, TimeLimit};
 pub use queue::{Queue, QueueOf};
 pub use queues::{Queues, QueuesBuilder, Sender, Sent};
 pub use runner::{Finished, Progress, QueueHealth, Runner, RunnerHandle, Verdict, Watch, Why};

@@ -13,8 +13,8 @@ pub struct Policy {
     pub max_crashes: u32,
     /// Whether the runner renews leases. Default: it does.
     pub lease: Lease,
-    /// The longest time of one attempt; automatic renewal stops there. `None`: no limit. Default 1 h.
-    pub time_limit: Option<Duration>,
+    /// The longest time of one attempt; automatic renewal stops there.
+    pub time_limit: TimeLimit,
     /// Raise an event once, when so many attempts have failed.
     pub notify_after: Option<u32>,
     /// How long tasks wait for a worker of their name before they are held. Default 1 h.
@@ -28,9 +28,32 @@ impl Default for Policy {
             backoff: Backoff::default(),
             max_crashes: 3,
             lease: Lease::Auto,
-            time_limit: Some(Duration::from_secs(3600)),
+            time_limit: TimeLimit::Unset,
             notify_after: None,
             unknown_for: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// How long one attempt may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TimeLimit {
+    /// An hour, or what the broker can do if that is less.
+    #[default]
+    Unset,
+    /// No limit.
+    Off,
+    /// So long. A broker that cannot reserve a task that long refuses the queue.
+    At(Duration),
+}
+
+impl TimeLimit {
+    /// The limit on a broker where a task can be reserved for `longest` at most; `None`: there is none.
+    pub fn on(self, longest: Option<Duration>) -> Option<Duration> {
+        match self {
+            Self::Unset => Some(longest.unwrap_or(Duration::MAX).min(Duration::from_secs(3600))),
+            Self::Off => None,
+            Self::At(limit) => Some(limit),
         }
     }
 }

@@ -185,7 +185,9 @@ pub async fn perform<T: Serialize + ?Sized>(handler: impl Into<Queue>, worker: &
             (runner::returned(outcome, &attempt.with_checkpoint(), &policy, now), stop)
         }
         Ran::Undecodable(why) => (runner::undecodable(&why, &attempt.incoming, now), false),
-        Ran::Cancelled(reason, _) => (runner::cancelled(reason, &attempt.incoming, &policy, now), false),
+        Ran::Cancelled(reason, _) => {
+            (runner::cancelled(reason, &attempt.incoming, &policy, policy.time_limit.on(None), now), false)
+        }
     };
     let saved: Option<Bytes> = attempt.with_checkpoint().wire.checkpoint.clone();
     let checkpoint = saved.and_then(|json| serde_json::from_slice(&json).ok());

@@ -204,6 +204,26 @@ async fn leases_are_renewed_in_batches_well_before_they_end() {
     assert!((14..=20).contains(&moments.len()) && touched.len() >= 5 * 14, "{} touches at {moments:?}", touched.len());
 }
 
+#[tokio::test(start_paused = true)]
+async fn without_a_time_limit_an_attempt_may_take_what_the_broker_says_once_it_is_connected() {
+    let scripted = Scripted::new(Arc::new(TestClock::start()));
+    scripted.set_capabilities(Capabilities { touch: Support::Native(Some(Duration::from_secs(60))), ..Capabilities::FULL });
+    let queues = staged("brief", Some(Arc::new(scripted.clone())), TestClock::start()).await;
+    let handler = Queue::new("q", ()).worker("w", |_, _: Task<u32>| std::future::pending::<()>());
+    let runner = Runner::new(queues.clone()).queue(handler);
+    let handle = runner.handle();
+    let run = tokio::spawn(runner.run());
+    let (started, task) = (tokio::time::Instant::now(), queues.prepare("q", NewTask::new("w", &1)).unwrap());
+    scripted.feed(&q(), &task);
+    as_long_as(|| scripted.settled().is_empty()).await;
+    assert_eq!(started.elapsed().as_secs(), 60);
+    let (_, settlement) = scripted.settled().remove(0);
+    let Settlement::Retry(next) = settlement else { panic!("{settlement:?}") };
+    assert_eq!(Wire::read(&next.body).unwrap().failed, 1);
+    handle.stop();
+    run.await.unwrap().unwrap();
+}
+
 fn redelivered(queues: &Queues, scripted: &Scripted, body: Bytes) {
     let native = NativeFacts { redeliveries: Figure::Exact(1), ..NativeFacts::default() };
     scripted.feed_raw(&q(), body, native, queues.settings().queue("q").unwrap().ttr);

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyqueue::core::{Capabilities, Error, Finding, QueueName, Severity, chain};
+use anyqueue::core::{Capabilities, Error, Finding, QueueName, Severity, chain, time::show};
 use anyqueue::settings::BrokerSettings;
 use anyqueue::{Queues, Settings};
 use serde_json::json;
@@ -156,6 +156,11 @@ async fn ask<'a>(queues: &Queues, broker: &'a BrokerSettings, used: &[QueueName]
     for name in used {
         let can = connected.capabilities(name);
         let Ok(queue) = queues.settings().queue(name.as_str()) else { continue };
+        let limit = |can: &Capabilities| queue.policy.time_limit.on(can.touch.limits());
+        if let Some(longest) = limit(&can).filter(|longest| limit(&broker.driver.capabilities) != Some(*longest)) {
+            let text = format!("queue `{name}`: an attempt may run {}, since no `time_limit` is set", show(longest));
+            report.findings.push(Finding { severity: Severity::Note, text });
+        }
         let wanted = queue.requirements(queues.settings().strict);
         let lacks = wanted.check(&can).into_iter();
         report

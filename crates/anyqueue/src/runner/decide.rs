@@ -64,7 +64,9 @@ pub(crate) fn returned(outcome: Outcome, task: &Incoming, policy: &Policy, now: 
 }
 
 /// The attempt was cancelled.
-pub(crate) fn cancelled(reason: Reason, task: &Incoming, policy: &Policy, now: SystemTime) -> Decision {
+///
+/// `limit` is how long it might have run.
+pub(crate) fn cancelled(reason: Reason, task: &Incoming, policy: &Policy, limit: Option<Duration>, now: SystemTime) -> Decision {
     match reason {
         Reason::LeaseLost => Decision::new(Settlement::Done, Verdict::Late),
         Reason::Stop => released(task, Duration::ZERO),
@@ -73,7 +75,7 @@ pub(crate) fn cancelled(reason: Reason, task: &Incoming, policy: &Policy, now: S
             failed(task, text, None, policy, now)
         }
         Reason::TimeLimit => {
-            let limit = policy.time_limit.map(time::show).unwrap_or_default();
+            let limit = limit.map(time::show).unwrap_or_default();
             failed(task, format!("the attempt took longer than its time_limit of {limit}"), None, policy, now)
         }
     }
@@ -190,7 +192,9 @@ mod tests {
     #[test]
     fn a_cancelled_attempt_counts_unless_the_runner_stops() {
         let policy = Policy::default();
-        let verdict = |reason| cancelled(reason, &task(r#"{"task":"t"}"#), &policy, SystemTime::UNIX_EPOCH).verdict;
+        let verdict = |reason| {
+            cancelled(reason, &task(r#"{"task":"t"}"#), &policy, policy.time_limit.on(None), SystemTime::UNIX_EPOCH).verdict
+        };
         assert!(matches!(verdict(Reason::TtrOver), Verdict::Retried { .. }));
         assert!(matches!(verdict(Reason::TimeLimit), Verdict::Retried { .. }));
         assert_eq!(verdict(Reason::Stop), Verdict::Released);

@@ -135,7 +135,9 @@ async fn reserve(
 
 async fn connect(watched: &Watched, priorities: &PriorityRange, prefetch: usize, strict: bool) -> Result<Consuming> {
     let broker = watched.slot.connected().await?;
-    let problems = requirements(watched, priorities, strict).check(&broker.capabilities(watched.name()));
+    let can = broker.capabilities(watched.name());
+    watched.longest.store(can.touch.limits().map_or(u64::MAX, |longest| longest.as_millis() as u64), Ordering::Relaxed);
+    let problems = requirements(watched, priorities, strict).check(&can);
     if !problems.is_empty() {
         let broker = &watched.settings.broker;
         return Err(Error::new(ErrorKind::Unsupported, problems.join("; ")).with("queue", watched.name()).with("broker", broker));

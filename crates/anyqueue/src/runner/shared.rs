@@ -12,7 +12,7 @@ use super::attempt::Attempt;
 use super::decide::{self, Decision, Verdict};
 use super::health::Health;
 use super::settle::SettleLine;
-use super::state::{Alone, State};
+use super::state::{Alone, LeaseRules, State};
 use crate::brokers::BrokerSlot;
 use crate::hooks::{AttemptInfo, Hooks};
 use crate::policy::Policy;
@@ -35,6 +35,8 @@ pub(crate) struct Watched {
     /// Rung when the queue's pump may have something to ask for.
     pub(crate) wanted: Notify,
     pub(crate) health: Mutex<Health>,
+    /// For how many milliseconds the broker can reserve a task, as it said when it was connected.
+    pub(crate) longest: AtomicU64,
 }
 
 impl Watched {
@@ -48,6 +50,13 @@ impl Watched {
 
     pub(crate) fn policy(&self, task: &str) -> &Policy {
         self.workers.get(task).map_or(&self.settings.policy, |registered| &registered.policy)
+    }
+
+    /// What a lease of this task depends on.
+    pub(crate) fn rules(&self, task: &str) -> LeaseRules {
+        let policy = self.policy(task);
+        let longest = Duration::from_millis(self.longest.load(Ordering::Relaxed));
+        LeaseRules { lease: policy.lease, limit: policy.time_limit.on(Some(longest)) }
     }
 }
 

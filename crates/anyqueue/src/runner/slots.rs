@@ -11,7 +11,6 @@ use tracing::Instrument;
 use super::attempt::{self, Attempt, Ran};
 use super::decide::{self, Verdict};
 use super::shared::Shared;
-use super::state::LeaseRules;
 use crate::hooks::AttemptInfo;
 use crate::outcome::Kind;
 
@@ -27,7 +26,7 @@ pub(crate) async fn run(shared: Arc<Shared>, slot: usize) {
 }
 
 async fn next(shared: &Shared, slot: usize) -> (Arc<Attempt>, Moment) {
-    let rules = |attempt: &Attempt| LeaseRules::from(shared.watched[attempt.lane].policy(&attempt.incoming.wire.task));
+    let rules = |attempt: &Attempt| shared.watched[attempt.lane].rules(&attempt.incoming.wire.task);
     poll_fn(|cx| {
         let mut state = shared.state();
         let (due, settled) = (state.keeper_due, state.settled);
@@ -79,7 +78,10 @@ async fn work(shared: &Arc<Shared>, attempt: Arc<Attempt>, started: Moment) {
             (decide::returned(outcome, &attempt.with_checkpoint(), &registered.policy, wall), None)
         }
         Ran::Undecodable(why) => (decide::undecodable(&why, &attempt.incoming, wall), None),
-        Ran::Cancelled(reason, rest) => (decide::cancelled(reason, &attempt.with_checkpoint(), &registered.policy, wall), rest),
+        Ran::Cancelled(reason, rest) => {
+            let limit = watched.rules(task).limit;
+            (decide::cancelled(reason, &attempt.with_checkpoint(), &registered.policy, limit, wall), rest)
+        }
     };
     shared.hooks.after(
         || AttemptInfo::of(&attempt),

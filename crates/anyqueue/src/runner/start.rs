@@ -1,6 +1,7 @@
 //! From a builder to running parts.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use anyqueue_core::{Error, ErrorKind, PriorityRange, QueueName, Result};
@@ -134,6 +135,7 @@ fn watched(queues: &Queues, handlers: Vec<Queue>, watch: &Watch) -> Result<(Vec<
             settle: SettleLine::default(),
             wanted: Notify::new(),
             health: Mutex::new(Health::default()),
+            longest: AtomicU64::new(u64::MAX),
         }));
     }
     if all.is_empty() {

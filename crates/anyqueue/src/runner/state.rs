@@ -10,7 +10,7 @@ use anyqueue_core::{Clock, Moment};
 use slab::Slab;
 
 use super::attempt::{Attempt, Reason};
-use crate::policy::{Lease, Policy};
+use crate::policy::Lease;
 use crate::settings::Strategy;
 
 /// A task whose handlers take longer than this is not prefetched: one more request between tasks is nothing to it.
@@ -377,12 +377,6 @@ impl State {
 pub(crate) struct LeaseRules {
     pub(crate) lease: Lease,
     pub(crate) limit: Option<Duration>,
-}
-
-impl From<&Policy> for LeaseRules {
-    fn from(policy: &Policy) -> Self {
-        Self { lease: policy.lease, limit: policy.time_limit }
-    }
 }
 
 /// When to renew a lease: a third of it has passed.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{BrokerUrl, Create, Driver, Options, suggest};
+use anyqueue_core::{BrokerUrl, Create, Driver, Options, is_address, suggest};
 
 use super::table::{Reader, Table};
 use super::value;
@@ -26,7 +26,7 @@ pub struct BrokerSettings {
     pub options: Options,
     /// Whether missing queues are created. Default: they are.
     pub create: Create,
-    /// How long one request may take. Default 10 s.
+    /// How long one request may take, at most an hour. Default 10 s.
     pub timeout: Duration,
     /// How long a send is tried again while the broker is down. Default 30 s.
     pub send_timeout: Duration,
@@ -65,7 +65,7 @@ impl BrokerSettings {
             Some((url, *driver))
         });
         let create = table.take("create", |v| value::choice(v, &[("auto", Create::Auto), ("never", Create::Never)]));
-        let timeout = table.take("timeout", value::period);
+        let timeout = table.take("timeout", value::request_time);
         let send_timeout = table.take("send_timeout", value::duration);
         let Some((url, driver)) = parsed else {
             // Which options are known depends on the driver, so they are not judged without one.
@@ -123,20 +123,13 @@ impl<'a> Brokers<'a> {
         match self.written.contains(name) {
             true => Ok(()),
             // It is not repeated: there may be a password in it.
-            false if value::is_address(name) => {
-                Err("a URL stands where a broker's name goes; give it as `brokers.NAME.url`".into())
-            }
+            false if is_address(name) => Err("a URL stands where a broker's name goes; give it as `brokers.NAME.url`".into()),
             false => Err(format!("there is no broker `{name}`; {}", suggest(name, self.names()))),
         }
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.written.iter().map(String::as_str)
-    }
-
-    /// How long a broker lets an attempt run, if it has a limit.
-    pub(super) fn longest_attempt(&self, broker: &str) -> Option<Duration> {
-        self.usable.get(broker).and_then(|broker| broker.driver.capabilities.touch.limits())
     }
 
     /// The options that a queue on this broker may have; those of all drivers if the broker cannot be used.

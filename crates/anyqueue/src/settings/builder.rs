@@ -192,7 +192,6 @@ fn resolve<'r>(
     let brokers = Brokers::read(root.tables("brokers"), reader, &drivers);
     let default_broker = default_broker(&root, named, &brokers);
     let mut base = QueueSettings::new(QueueName::new("default").expect("a constant"), default_broker.clone().unwrap_or_default());
-    base.limit_by_default(&brokers);
     if let Some(mut defaults) = root.table("defaults") {
         base.read_shared(&mut defaults);
         defaults.finish();

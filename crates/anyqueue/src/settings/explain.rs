@@ -1,5 +1,7 @@
 //! Resolved settings as lines: what `queue-runner check` prints.
 
+use std::time::Duration;
+
 use anyqueue_core::{Create, time};
 
 use super::origin::{Origin, dotted};
@@ -80,38 +82,43 @@ impl Lines<'_> {
         self.add(&["queues", name, "delay"], time::show(queue.delay));
         self.add(&["queues", name, "ttr"], time::show(queue.ttr));
         self.add(&["queues", name, "priorities"], &queue.priorities);
-        self.policy(&["queues", name], &queue.policy, None);
+        let longest = self.settings.brokers.get(&*queue.broker).and_then(|broker| broker.driver.capabilities.touch.limits());
+        self.policy(&["queues", name], &queue.policy, None, longest);
         for key in queue.options.keys() {
             let broker = self.settings.brokers.get(&*queue.broker);
             let mut specs = broker.into_iter().flat_map(|broker| broker.driver.options);
             let value = specs.find(|spec| spec.key == key).and_then(|spec| queue.options.shown(spec));
             self.add(&["queues", name, key], value.unwrap_or_default());
         }
-        if !queue.elsewhere.is_empty() {
+        let own = |task: &str| dotted(&["queues", name, "workers", task, "elsewhere"]);
+        let (own, listed): (Vec<_>, Vec<_>) =
+            queue.elsewhere.iter().map(String::as_str).partition(|task| self.settings.sets(&own(task)));
+        if !listed.is_empty() {
             let list = self.settings.origin(&dotted(&["queues", name, "workers"]));
-            self.add(&["queues", name, "elsewhere"], queue.elsewhere.join(", "));
+            self.add(&["queues", name, "elsewhere"], listed.join(", "));
             let line = self.lines.last_mut().filter(|line| line.origin == Origin::Default);
             line.into_iter().for_each(|line| line.origin = list.clone());
         }
         for (task, worker) in &queue.workers {
             let path = ["queues", name, "workers", task];
-            let mut own = |key: &str, value: Option<String>| {
+            let mut set = |key: &str, value: Option<String>| {
                 if let Some(value) = value {
                     self.add(&[&path[..], &[key]].concat(), value);
                 }
             };
-            own("exec", worker.exec.as_ref().map(|words| format!("{words:?}")));
-            own("priority", worker.priority.map(|n| n.to_string()));
-            own("delay", worker.delay.map(time::show));
-            own("ttr", worker.ttr.map(time::show));
-            self.policy(&path, &worker.policy, Some(&queue.policy));
+            set("exec", worker.exec.as_ref().map(|words| format!("{words:?}")));
+            set("priority", worker.priority.map(|n| n.to_string()));
+            set("delay", worker.delay.map(time::show));
+            set("ttr", worker.ttr.map(time::show));
+            set("elsewhere", own.contains(&task.as_str()).then(|| "true".into()));
+            self.policy(&path, &worker.policy, Some(&queue.policy), longest);
         }
     }
 
-    /// The keys of a policy; beside another one only those that differ.
-    fn policy(&mut self, path: &[&str], policy: &Policy, beside: Option<&Policy>) {
-        let other = beside.map(policy_words);
-        for (n, (key, value)) in policy_words(policy).into_iter().enumerate() {
+    /// The keys of a policy on a broker where a task can be reserved so long; beside another one only those that differ.
+    fn policy(&mut self, path: &[&str], policy: &Policy, beside: Option<&Policy>, longest: Option<Duration>) {
+        let other = beside.map(|policy| policy_words(policy, longest));
+        for (n, (key, value)) in policy_words(policy, longest).into_iter().enumerate() {
             if other.as_ref().is_none_or(|other| other[n].1 != value) {
                 self.add(&[path, key].concat(), value);
             }
@@ -135,7 +142,7 @@ fn or_none(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "none".into(), |value| value.to_string())
 }
 
-fn policy_words(policy: &Policy) -> [(&'static [&'static str], String); 10] {
+fn policy_words(policy: &Policy, longest: Option<Duration>) -> [(&'static [&'static str], String); 10] {
     let backoff = &policy.backoff;
     let lease = match policy.lease {
         Lease::Auto => "auto",
@@ -149,7 +156,7 @@ fn policy_words(policy: &Policy) -> [(&'static [&'static str], String); 10] {
         (&["backoff", "jitter"], backoff.jitter.to_string()),
         (&["max_crashes"], policy.max_crashes.to_string()),
         (&["lease"], lease.into()),
-        (&["time_limit"], or_none(policy.time_limit.map(time::show))),
+        (&["time_limit"], or_none(policy.time_limit.on(longest).map(time::show))),
         (&["notify_after"], or_none(policy.notify_after)),
         (&["unknown_for"], time::show(policy.unknown_for)),
     ]

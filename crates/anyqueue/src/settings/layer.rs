@@ -64,7 +64,7 @@ impl Layer {
             for (path, value) in leaves(parse_key(key)?, written(text)) {
                 let is_table = matches!(value.kind, ValueKind::Table(_));
                 if let Some(why) = below.iter().find_map(|(layer, place)| layer.refuses(&path, is_table, place)) {
-                    return Err(Error::config(format!("{key}: {why}")));
+                    return Err(Error::config(format!("{key}: {}", slip(&value).unwrap_or(why))));
                 }
                 origins.set(path.clone(), Origin::Flag);
                 layer.set(&path, value);
@@ -154,6 +154,13 @@ pub(super) fn written(text: &str) -> Value {
         Some(value) => value_of(value.get_ref(), &mut Path::new(), &mut |_, _| {}),
         None => Value::from(text),
     }
+}
+
+/// Why a text that begins like a table is none, which nobody sees from the text that it is then.
+pub(super) fn slip(value: &Value) -> Option<String> {
+    let ValueKind::String(text) = &value.kind else { return None };
+    let error = text.trim_start().starts_with('{').then(|| DeValue::parse(text).err())??;
+    Some(format!("what is given is no table: {}; a text in it needs quotes", error.message().replace('\n', ", ")))
 }
 
 /// The values in a value, each with its path: of a table one per key, however deep.

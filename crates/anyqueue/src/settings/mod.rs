@@ -1,7 +1,7 @@
 //! What `queue.toml`, the environment and flags say, resolved before anybody sees it.
 //!
 //! Built-in defaults < the file < the environment (`ANYQUEUE__RUNNER__SLOTS=4`) < flags. A key that nobody knows is an
-//! error that names the line and the nearest known key; everything that is wrong is reported at once.
+//! error that names the line and the nearest known key; all that is wrong with the values of all layers is reported at once.
 
 mod broker;
 mod builder;
@@ -106,6 +106,11 @@ impl Settings {
     /// The drivers that brokers were chosen from.
     pub fn drivers(&self) -> &Drivers {
         &self.drivers
+    }
+
+    /// Whether a layer has a value for exactly this key.
+    fn sets(&self, key: &str) -> bool {
+        layer::parse_key(key).is_ok_and(|path| self.origins.is_set(&path))
     }
 
     /// Where the value of a key came from. The key is written as in TOML: `queues."mail.Out".slots`. For what a queue or

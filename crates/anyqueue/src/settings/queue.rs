@@ -9,7 +9,7 @@ use anyqueue_core::{Options, PriorityRange, QueueName, Requirements, Result, tim
 use super::broker::Brokers;
 use super::table::Table;
 use super::value;
-use crate::policy::{Backoff, Lease, Policy};
+use crate::policy::{Backoff, Lease, Policy, TimeLimit};
 
 /// One queue, as `[queues.NAME]` describes it over `[defaults]`.
 #[derive(Debug, Clone)]
@@ -40,8 +40,6 @@ pub struct QueueSettings {
     pub priorities: PriorityRange,
     /// The driver's options for this queue.
     pub options: Options,
-    /// Whether somebody has set a `time_limit`.
-    limited: bool,
 }
 
 /// One worker, as `[queues.NAME.workers.TASK]` describes it.
@@ -76,7 +74,6 @@ impl QueueSettings {
             elsewhere: Vec::new(),
             priorities: PriorityRange::ALL,
             options: Options::default(),
-            limited: false,
         }
     }
 
@@ -111,24 +108,19 @@ impl QueueSettings {
         let ttrs = self.workers.values().filter_map(|worker| worker.ttr).chain([self.ttr]);
         let delays = self.workers.values().filter_map(|worker| worker.delay).chain([self.delay]);
         let waits = policies().map(|policy| policy.backoff.max);
+        // One that nobody set asks for nothing: it is what the broker can do.
+        let wanted = |limit| if let TimeLimit::At(limit) = limit { limit } else { Duration::ZERO };
         Requirements {
             priorities: self.priorities.clone(),
             ttr: ttrs.max().unwrap_or(self.ttr),
-            reserved: policies().filter(|policy| policy.lease == Lease::Auto).filter_map(|policy| policy.time_limit).max(),
+            reserved: policies().filter(|policy| policy.lease == Lease::Auto).map(|policy| wanted(policy.time_limit)).max(),
             delay: delays.chain(waits).max().unwrap_or(self.delay),
             strict,
         }
     }
 
-    /// The time limit of a queue that sets none: an hour, or what its broker can do if that is less.
-    pub(super) fn limit_by_default(&mut self, brokers: &Brokers<'_>) {
-        let hour = Policy::default().time_limit;
-        self.policy.time_limit = hour.into_iter().chain(brokers.longest_attempt(&self.broker)).min();
-    }
-
     /// Reads the keys that `[defaults]` and `[queues.NAME]` share.
     pub(super) fn read_shared(&mut self, table: &mut Table<'_>) {
-        self.limited |= table.has("time_limit");
         self.slots = table.take("slots", |v| value::optional(v, |v| value::count(v, 1..=MOST_SLOTS))).unwrap_or(self.slots);
         self.weight = table.take("weight", |v| value::small(v, 1..=1_000_000)).unwrap_or(self.weight);
         self.priority = table.take("priority", value::priority).unwrap_or(self.priority);
@@ -144,9 +136,6 @@ impl QueueSettings {
                 table.problem("broker", &e);
             }
             self.broker = broker.into();
-            if !self.limited {
-                self.limit_by_default(brokers);
-            }
         }
         self.label = table.take("label", value::text).unwrap_or(self.label);
         self.priorities = table.take("priorities", value::priorities).unwrap_or(self.priorities);
@@ -203,7 +192,7 @@ fn read_policy(table: &mut Table<'_>, policy: &mut Policy) {
     policy.max_attempts = table.take("max_attempts", |v| value::small(v, 1..=u32::MAX)).unwrap_or(policy.max_attempts);
     policy.max_crashes = table.take("max_crashes", |v| value::small(v, 1..=u32::MAX)).unwrap_or(policy.max_crashes);
     policy.lease = table.take("lease", |v| value::choice(v, lease)).unwrap_or(policy.lease);
-    policy.time_limit = table.take("time_limit", |v| value::optional(v, value::period)).unwrap_or(policy.time_limit);
+    policy.time_limit = table.take("time_limit", value::time_limit).unwrap_or(policy.time_limit);
     let notify = table.take("notify_after", |v| value::optional(v, |v| value::small(v, 1..=u32::MAX)));
     policy.notify_after = notify.unwrap_or(policy.notify_after);
     policy.unknown_for = table.take("unknown_for", value::duration).unwrap_or(policy.unknown_for);

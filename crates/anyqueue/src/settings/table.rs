@@ -8,7 +8,7 @@ use anyqueue_core::{Options, suggest};
 use config::{Map, Value, ValueKind};
 
 use super::origin::{Origin, Origins, Path, dotted};
-use super::value::Read;
+use super::value::{Read, discreet};
 
 /// Collects what is wrong while settings are read.
 #[derive(Debug)]
@@ -107,7 +107,7 @@ impl<'r> Table<'r> {
     pub(super) fn take<T>(&mut self, key: &'static str, read: impl FnOnce(&Value) -> Read<T>) -> Option<T> {
         self.asked(key);
         let value = self.values.remove(key)?;
-        read(&value).map_err(|e| self.problem(key, &e)).ok()
+        read(&value).map_err(|e| self.problem(key, &discreet(e, &value))).ok()
     }
 
     /// Whether a key is set at all.
@@ -146,7 +146,7 @@ impl<'r> Table<'r> {
         for (key, value) in std::mem::take(&mut self.values) {
             match read(&value) {
                 Ok(read) => taken.push((key, read)),
-                Err(e) => self.problem(&key, &e),
+                Err(e) => self.problem(&key, &discreet(e, &value)),
             }
         }
         taken

@@ -3,8 +3,10 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use anyqueue_core::{PriorityRange, priority, suggest, time};
+use anyqueue_core::{PriorityRange, is_address, priority, suggest, time};
 use config::{Value, ValueKind};
+
+use crate::policy::TimeLimit;
 
 /// A value, or what is wrong with it.
 pub(super) type Read<T> = std::result::Result<T, String>;
@@ -19,9 +21,16 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// Whether a text looks like the URL of a broker, in which there may be a password.
-pub(super) fn is_address(text: &str) -> bool {
-    text.contains("://") || (text.contains(':') && text.contains('@'))
+/// A message about a value without any URL of that value.
+pub(super) fn discreet(message: String, value: &Value) -> String {
+    match &value.kind {
+        ValueKind::String(text) if is_address(text) => {
+            let text = text.trim();
+            message.replace(&format!("`{text}`"), "a URL").replace(text, "a URL")
+        }
+        ValueKind::Array(items) => items.iter().fold(message, discreet),
+        _ => message,
+    }
 }
 
 /// Writes a text into a message, unless a password may be in it.
@@ -82,7 +91,7 @@ pub(super) fn boolean(value: &Value) -> Read<bool> {
 pub(super) fn duration(value: &Value) -> Read<Duration> {
     let text =
         scalar(value).ok_or_else(|| format!("{} is not a duration; write `\"10m\"` or a number of seconds", shown(value)))?;
-    time::parse(&text).map_err(|e| if is_address(&text) { "a URL is not a duration".into() } else { e.to_string() })
+    time::parse(&text).map_err(|e| e.to_string())
 }
 
 /// A duration that cannot be nought.
@@ -91,6 +100,12 @@ pub(super) fn period(value: &Value) -> Read<Duration> {
         Duration::ZERO => Err(format!("{} is too short; write `\"1s\"`, say", shown(value))),
         time => Ok(time),
     }
+}
+
+/// How long one request may take. Libraries below add it to their clocks, so that it has an end.
+pub(super) fn request_time(value: &Value) -> Read<Duration> {
+    let longest = Duration::from_secs(3600);
+    period(value).and_then(|time| if time > longest { Err(format!("{} is above the most, 1h", shown(value))) } else { Ok(time) })
 }
 
 pub(super) fn delay(value: &Value) -> Read<Duration> {
@@ -122,6 +137,10 @@ pub(super) fn optional<T>(value: &Value, read: impl FnOnce(&Value) -> Read<T>) -
         ValueKind::String(text) if text == "none" => Ok(None),
         _ => read(value).map(Some).map_err(|e| format!("{e}; or \"none\"")),
     }
+}
+
+pub(super) fn time_limit(value: &Value) -> Read<TimeLimit> {
+    optional(value, period).map(|limit| limit.map_or(TimeLimit::Off, TimeLimit::At))
 }
 
 pub(super) fn choice<T: Copy>(value: &Value, words: &[(&'static str, T)]) -> Read<T> {

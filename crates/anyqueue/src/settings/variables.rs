@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyqueue_core::{Error, Result, suggest};
 use config::{Map, Value, ValueKind};
 
-use super::layer::{Layer, leaves, table, written};
+use super::layer::{Layer, leaves, slip, table, written};
 use super::origin::{Origin, Origins, Path, dotted};
 
 /// What is below the variables.
@@ -48,7 +48,10 @@ pub(super) fn read(variables: &[(String, String)], mut below: Below<'_>, origins
             None => {}
         }
     }
-    // No outcome hangs on the order of an environment. Names that are exact come before those that may mean them.
+    // No outcome hangs on the order of an environment. Names that are exact come before those that may mean them, those of
+    // brokers and queues before those of tasks.
+    given.sort_by(|a, b| a.is_vague(1).cmp(&b.is_vague(1)).then_with(|| a.parts.cmp(&b.parts)));
+    given.iter().for_each(|given| below.learn_first(given));
     given.sort_by(|a, b| a.rank().cmp(&b.rank()));
     let mut layer = Layer::default();
     let mut by = BTreeMap::<Path, &str>::new();
@@ -57,10 +60,14 @@ pub(super) fn read(variables: &[(String, String)], mut below: Below<'_>, origins
         let path = match below.path_of(&given.parts, given.spelt, given.is_empty_table()) {
             Ok(path) => path,
             Err(why) => {
-                problems.push(format!("{name}: {why}"));
+                problems.push(format!("{name}: {}", slip(&given.value).unwrap_or(why)));
                 continue;
             }
         };
+        if let Some(why) = slip(&given.value).filter(|_| holds_keys(&path)) {
+            problems.push(format!("{name}: {why}"));
+            continue;
+        }
         // An empty table says that something is there, and leaves room for more.
         let clashes = |taken: &Path| path.starts_with(taken) || (!given.is_empty_table() && taken.starts_with(&path));
         if let Some((_, other)) = by.iter().find(|(taken, _)| clashes(taken)) {
@@ -97,14 +104,18 @@ impl Given<'_> {
         matches!(self.value.kind, ValueKind::Table(_))
     }
 
-    /// Names that are exact first, then those with small letters, then those in capitals, which may mean one of them; lists,
-    /// which name tasks, before the rest, and routes, which are about tasks, last.
+    /// Whether a part of the name may mean a name that is spelt otherwise: one in capitals.
+    fn is_vague(&self, part: usize) -> bool {
+        part < self.spelt && self.parts.get(part).is_some_and(|part| !part.chars().any(|c| c.is_ascii_lowercase()))
+    }
+
+    /// Lists, which name tasks exactly, before the rest; then names that are exact, then those with small letters, then those
+    /// in capitals; routes, which are about tasks, last.
     fn rank(&self) -> impl Ord + '_ {
-        let vague = |n: &usize| *n < self.spelt && !self.parts[*n].chars().any(|c| c.is_ascii_lowercase());
-        let vague = [1, 3].iter().filter(|n| **n < self.parts.len()).filter(|n| vague(n)).count();
-        let is_list = matches!(self.value.kind, ValueKind::Array(_));
+        let vague = [1, 3].iter().filter(|part| self.is_vague(**part)).count();
+        let is_list = self.parts.len() == 3 && matches!(self.value.kind, ValueKind::Array(_));
         let is_route = self.parts.first().is_some_and(|part| plain(part) == "routes");
-        (is_route, vague, self.is_empty_table(), !is_list, &self.parts, self.variable)
+        (is_route, !is_list, vague, self.is_empty_table(), &self.parts, self.variable)
     }
 }
 
@@ -128,13 +139,20 @@ impl<'a> Below<'a> {
         self.known.table_at(&["routes", task]);
     }
 
-    /// Makes the names known that a variable has, for others to mean.
+    /// Makes the name of a broker or queue known that a variable has, for others to mean.
+    fn learn_first(&mut self, given: &Given<'_>) {
+        let Some(parts) = given.parts.get(..2) else { return };
+        match self.path_of(parts, given.spelt, true).as_deref() {
+            Ok([names, name]) if names == "brokers" || names == "queues" => drop(self.known.table_at(&[names, name])),
+            _ => {}
+        }
+    }
+
+    /// Makes the tasks known that a variable names.
     fn learn(&mut self, path: &[String], value: &Value) {
         let texts: Vec<&str> = path.iter().map(String::as_str).collect();
-        if let [names @ ("brokers" | "queues"), name, ..] = texts[..] {
-            self.known.table_at(&[names, name]);
-        }
         match texts[..] {
+            ["routes", task] => drop(self.known.table_at(&["routes", task])),
             ["queues", queue, key] => tasks(key, value).iter().for_each(|task| self.add_task(queue, task)),
             ["queues", queue, "workers", task, ..] => self.add_task(queue, task),
             _ => {}
@@ -149,14 +167,18 @@ impl<'a> Below<'a> {
         matches!(texts[..], ["brokers" | "queues"] | ["queues", _, "workers"]) && there().is_some_and(|names| !names.is_empty())
     }
 
-    /// The tasks of a queue that lists and the program name.
+    /// The tasks of a queue that lists and the program name, or what is built in.
     fn tasks_of(&self, layer: &Layer, queue: &str) -> Vec<String> {
         let list = |layer: &Layer, key: &str| match table(table(Some(&layer.0), "queues"), queue)?.get(key)?.kind {
             ValueKind::Array(ref tasks) => Some(tasks.iter().map(ToString::to_string).collect::<Vec<_>>()),
             _ => None,
         };
         let lists = ["elsewhere", "workers"].into_iter().filter_map(|key| list(layer, key).or_else(|| list(self.file, key)));
-        lists.flatten().chain(self.handlers.get(queue).into_iter().flatten().cloned()).collect()
+        let tasks: Vec<_> = lists.flatten().chain(self.handlers.get(queue).into_iter().flatten().cloned()).collect();
+        match (queue, tasks.is_empty()) {
+            ("default", true) => vec!["test".to_owned()],
+            _ => tasks,
+        }
     }
 
     /// Workers that variables make without a program, beside tasks that they may be misspelt from.
@@ -209,6 +231,19 @@ impl<'a> Below<'a> {
         }
         self.file.refuses(&path, is_table, "the file").map_or(Ok(path), Err)
     }
+}
+
+/// Whether what is at a path is a table, whatever a layer has there.
+fn holds_keys(path: &[String]) -> bool {
+    let texts: Vec<&str> = path.iter().map(String::as_str).collect();
+    matches!(
+        texts[..],
+        ["defaults" | "runner" | "routes" | "brokers" | "queues"]
+            | ["brokers" | "queues", _]
+            | ["queues", _, "workers"]
+            | ["queues", _, "workers", _]
+            | [.., "backoff"]
+    )
 }
 
 /// The tasks that a key of a queue names.
