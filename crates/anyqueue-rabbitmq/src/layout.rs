@@ -192,9 +192,10 @@ impl Ladder {
         (self.rung(seconds.ilog2()), format!("{digits}{queue}").into())
     }
 
-    /// The queue that a key leads to.
+    /// The queue that a key leads to. A long name that never was on the ladder has no digits before it.
     pub(crate) fn target(key: &str) -> Option<&str> {
-        key.get(RUNGS as usize * 2..)
+        let (digits, target) = key.split_at_checked(RUNGS as usize * 2)?;
+        digits.as_bytes().chunks(2).all(|digit| matches!(digit, b"0." | b"1.")).then_some(target)
     }
 }
 
@@ -231,5 +232,16 @@ mod tests {
         assert!(MAX_DELAY.as_secs() < 1 << RUNGS);
         assert_eq!(Ladder::pattern(27, 1).as_str(), "1.#");
         assert_eq!(Ladder::pattern(25, 0).as_str(), "*.*.0.#");
+    }
+
+    #[test]
+    fn a_key_without_all_digits_leads_nowhere() {
+        let digits = "0.1.".repeat(14);
+        assert_eq!(Ladder::target(&format!("{digits}q")), Some("q"));
+        // Of a queue `q`, the end of a longer name that looks like it.
+        for key in ["a".repeat(56) + "q", format!("a{}q", &digits[1..]), format!("2{}q", &digits[1..]), digits[..54].into()] {
+            assert_eq!(Ladder::target(&key), None, "{key}");
+        }
+        assert_eq!(Ladder::target(&("é".repeat(30) + "q")), None);
     }
 }
