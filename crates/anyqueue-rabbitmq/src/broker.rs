@@ -128,13 +128,15 @@ impl Broker for RabbitBroker {
             return Ok(());
         }
         let lines = self.shared.lines(None);
-        drop(futures::future::join_all(lines.iter().map(|line| Withheld::begin(line, &self.shared, Fate::Back))).await);
+        // To the end: who waits for a task would fetch some again while settles go on.
+        let withheld = futures::future::join_all(lines.iter().map(|line| Withheld::begin(line, &self.shared, Fate::Back))).await;
         self.shared.settled().await;
         if self.shared.set_closed() {
             self.shared.lines(None).iter().for_each(|line| consumer::end(line));
             self.shared.work.close().await;
             self.shared.send.close().await;
         }
+        drop(withheld);
         Ok(())
     }
 }
