@@ -55,9 +55,8 @@ impl Shared {
     }
 
     pub(crate) async fn counted(&self, queue: &ShortString) -> Result<u64> {
-        let channel = self.asking().await?;
         let missing = || Error::new(ErrorKind::NotFound, "the queue is not there").with("server_queue", queue);
-        self.count(&channel, queue).await?.map(u64::from).ok_or_else(missing)
+        self.how_many(queue).await?.map(u64::from).ok_or_else(missing)
     }
 
     /// What workers have, fetched ahead included. AMQP does not tell.
@@ -81,7 +80,7 @@ impl Shared {
     }
 
     async fn purge_one(&self, queue: &ShortString) -> Result<u64> {
-        let channel = self.asking().await?;
+        let channel = self.work.channel().await?;
         let purge = channel.queue_purge(queue.clone(), QueuePurgeOptions::default());
         self.work.call("queue.purge", purge).await.map(u64::from)
     }
@@ -250,7 +249,16 @@ impl Admin for RabbitBroker {
     }
 
     async fn resume(&self, queue: &QueueName) -> Result<()> {
-        self.verb("resume", queue, verb!(|shared, layout| shared.unmark(&layout).await)).await
+        let resumed = verb!(|shared, layout| {
+            shared.unmark(&layout).await?;
+            shared.set_marked(&layout.queue, false);
+            for line in shared.lines(Some(&layout.queue)) {
+                line.state().resume();
+                line.wake.notify_one();
+            }
+            Ok(())
+        });
+        self.verb("resume", queue, resumed).await
     }
 
     async fn paused(&self, queue: &QueueName) -> Result<Paused> {

@@ -32,8 +32,7 @@ impl Shared {
     pub(crate) async fn other_bands(&self, layout: &Layout) -> Result<Vec<(ShortString, u64)>> {
         let mut found = Vec::new();
         for band in layout.foreign_bands() {
-            let channel = self.asking().await?;
-            if let Some(count) = self.count(&channel, &band).await? {
+            if let Some(count) = self.probe(&band).await? {
                 found.push((band, count.into()));
             }
         }

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{ConsumeOptions, Consumer, Delivery, Result, Settler, async_trait};
+use anyqueue_core::{ConsumeOptions, Consumer, Delivery, Error, ErrorKind, Result, Settler, async_trait};
 
 use crate::bands;
 use crate::error::closed;
@@ -58,7 +58,8 @@ impl RabbitConsumer {
                 state.looked
             };
             if now >= until && (looked || now >= until + HESITATION) {
-                return Ok(taken);
+                // Whoever does not wait takes nothing for the end of the queue.
+                return if looked || !wait.is_zero() { Ok(taken) } else { Err(hesitates()) };
             }
             line.wake.notify_one();
             tokio::select! {
@@ -70,6 +71,10 @@ impl RabbitConsumer {
     }
 }
 
+fn hesitates() -> Error {
+    Error::new(ErrorKind::Timeout, "the server has not said in time whether it has tasks; ask again")
+}
+
 /// A reserve under way. However it ends, nothing is fetched for it any more a moment later.
 struct Waiting<'a> {
     shared: &'a Shared,
@@ -79,8 +84,9 @@ struct Waiting<'a> {
 impl<'a> Waiting<'a> {
     fn begin(shared: &'a Shared, line: &'a Line, max: usize, wait: Duration) -> Self {
         let mut state = line.state();
-        // Whoever does not wait is told that there is nothing only after a look that is newer than the question.
-        state.looked &= state.paused || !wait.is_zero();
+        if wait.is_zero() {
+            state.ask(shared.clock.now());
+        }
         state.demand = max.min(line.prefetch);
         state.waiting += 1;
         // What went wrong before somebody asked is tried again.

@@ -134,9 +134,10 @@ impl Keeper {
             _ if !state.is_quiet() && (!wanted || state.paused || old.is_some_and(|old| old <= now)) => return Step::Stop,
             Some((_, current)) if window > current && state.waiting > 0 => return Step::Grow(window),
             Some(_) if self.is_strangely_silent(&state, now) => return Step::Renew,
+            // Before what may be without success for long.
+            Some(_) if now >= self.next_look => return Step::Look,
             Some(_) if state.waiting > 0 && !state.looked => return Step::Verify,
             Some((_, current)) if state.waiting > 0 && self.is_doubtful(&state.bands, current) => return Step::Verify,
-            Some(_) if now >= self.next_look => return Step::Look,
             Some(_) => until = until.min(self.next_look).min(old.unwrap_or(until)),
             None if wanted && state.paused && now >= self.next_look => return Step::Look,
             None if wanted && state.paused => until = until.min(self.next_look),
@@ -165,9 +166,12 @@ impl Keeper {
 
     async fn renew(&mut self) -> Result<()> {
         self.stop().await?;
-        self.lose();
-        // The server is the same.
-        self.sure_of_pause = true;
+        // What came after all, and is worked on, keeps the channel.
+        if self.line.state().is_empty_handed() {
+            self.lose();
+            // The server is the same.
+            self.sure_of_pause = true;
+        }
         Ok(())
     }
 
@@ -242,6 +246,8 @@ impl Keeper {
 
     /// Lets the server send so many of each band ahead.
     async fn consume(&mut self, channel: &Channel, window: usize) -> Result<()> {
+        let line = self.line.clone();
+        let _allowing = line.allowing.lock().await;
         self.shared.work.call("basic.qos", channel.basic_qos(window as u16, BasicQosOptions { global: false })).await?;
         for band in self.bands.clone() {
             let name = self.layout.bands[band].clone();
@@ -266,27 +272,18 @@ impl Keeper {
     /// Ends consuming and gives back what was fetched and not handed out.
     async fn stop(&mut self) -> Result<()> {
         self.until_nothing_is_sent().await?;
-        let session = self.fetch_no_more().await?;
-        self.give_back(&session).await?;
-        self.line.bell.notify_one();
-        Ok(())
-    }
-
-    /// Ends consuming. What was fetched stays.
-    async fn fetch_no_more(&mut self) -> Result<Session> {
         let session = self.session().await?;
-        let channel = &session.channel;
         for tag in std::mem::take(&mut self.tags) {
-            let ended = channel.basic_cancel(tag, BasicCancelOptions::default());
+            let ended = session.channel.basic_cancel(tag, BasicCancelOptions::default());
             self.shared.work.call("basic.cancel", ended).await?;
         }
         // What came before the server's answer lies there.
         self.take_in().await?;
         self.feeds.clear();
-        let mut state = self.line.state();
-        (state.consuming, state.looked) = (None, false);
-        drop(state);
-        Ok(session)
+        self.line.state().end_run();
+        self.give_back(&session).await?;
+        self.line.bell.notify_one();
+        Ok(())
     }
 
     async fn give_back(&self, session: &Session) -> Result<()> {

@@ -80,8 +80,13 @@ pub(crate) struct State {
     pub(crate) asked: Moment,
     pub(crate) fault: Option<Error>,
     pub(crate) paused: bool,
+    /// Until when that is believed without another look, and how often it was ended from here.
+    pub(crate) paused_until: Moment,
+    pub(crate) resumed: u64,
     /// All that was ready at the server has been seen.
     pub(crate) looked: bool,
+    /// How often that was asked by somebody who does not wait: an older look is no answer.
+    pub(crate) question: u64,
     /// Settles under way.
     pub(crate) settling: usize,
     /// The consumer is gone.
@@ -111,6 +116,9 @@ pub(crate) struct Line {
     pub(crate) bell: Notify,
     /// What is said to the server about deliveries is said in the order in which it was decided.
     pub(crate) saying: tokio::sync::Mutex<()>,
+    /// How much the next consumer may have open is not changed before it is there. May be taken by who has the word, who
+    /// has this one takes no other.
+    pub(crate) allowing: tokio::sync::Mutex<()>,
 }
 
 impl Line {
@@ -125,6 +133,7 @@ impl Line {
             wake: Notify::new(),
             bell: Notify::new(),
             saying: tokio::sync::Mutex::default(),
+            allowing: tokio::sync::Mutex::default(),
         }
     }
 
@@ -196,6 +205,12 @@ impl State {
         true
     }
 
+    /// Ends the run of consuming: none of what it brought counts for the next one.
+    pub(crate) fn end_run(&mut self) {
+        (self.consuming, self.looked) = (None, false);
+        self.bands.iter_mut().for_each(|band| band.open = 0);
+    }
+
     /// Allows these bands more in the run of consuming that is under way. Says how much.
     pub(crate) fn widen(&mut self, bands: &RangeInclusive<usize>, window: usize) -> usize {
         let Some((_, current)) = &mut self.consuming else { return 0 };
@@ -213,7 +228,24 @@ impl State {
 
     /// Whether there is nothing that a new channel would lose.
     pub(crate) fn is_empty_handed(&self) -> bool {
-        self.unsettled.is_empty()
+        self.unsettled.is_empty() && self.settling == 0
+    }
+
+    /// Somebody who does not wait asks. What was seen before is no answer, but that the queue was paused a moment ago is.
+    pub(crate) fn ask(&mut self, now: Moment) {
+        self.question += 1;
+        self.looked &= self.paused && now < self.paused_until;
+    }
+
+    /// All has been seen by a look that began when so many questions had been asked.
+    pub(crate) fn answer(&mut self, question: u64) {
+        self.looked |= self.question == question;
+    }
+
+    /// The queue goes on: what was seen of it while it was paused says nothing any more.
+    pub(crate) fn resume(&mut self) {
+        self.resumed += 1;
+        (self.paused, self.looked) = (false, false);
     }
 
     /// Takes in what came from the server.
@@ -349,12 +381,44 @@ mod tests {
         assert!(state.begin(&(0..=1), 1, now));
         let delivery = lapin::message::Delivery::mock(7, "".into(), "q".into(), false, b"body".to_vec());
         state.add(1, Message::new(delivery, std::time::SystemTime::now()), now);
-        state.consuming = None;
+        state.end_run();
         assert!(!state.is_quiet(), "it lies here and has to be given back if nobody takes it");
         assert!(state.begin(&(0..=1), 4, now));
         assert_eq!((state.bands[1].open, state.take_fetched()), (0, vec![7]));
-        state.consuming = None;
+        state.end_run();
         assert!(state.is_quiet());
+    }
+
+    #[test]
+    fn a_line_that_was_idle_fetches_no_more_than_is_asked_for() {
+        let (mut state, now) = (State { demand: 1, bands: vec![Band::default()], ..State::default() }, Moment::default());
+        for tag in 1..9 {
+            assert!(state.begin(&(0..=0), state.window(64), now));
+            assert_eq!(state.consuming, Some((tag, 1)), "one is asked for");
+            let delivery = lapin::message::Delivery::mock(tag, "".into(), "q".into(), false, b"body".to_vec());
+            state.add(0, Message::new(delivery, std::time::SystemTime::now()), now);
+            state.end_run();
+            assert_eq!(state.take_fetched(), [tag]);
+        }
+    }
+
+    #[test]
+    fn an_older_look_answers_no_newer_question() {
+        let (mut state, now) = (State::default(), Moment::default());
+        state.ask(now);
+        let question = state.question;
+        state.ask(now);
+        state.answer(question);
+        assert!(!state.looked, "this look began before the second question");
+        state.answer(state.question);
+        assert!(state.looked);
+        state.ask(now);
+        assert!(!state.looked);
+        (state.paused, state.looked, state.paused_until) = (true, true, now + IDLE);
+        state.ask(now);
+        assert!(state.looked, "paused a moment ago");
+        state.ask(now + IDLE);
+        assert!(!state.looked, "paused at some time");
     }
 
     #[test]

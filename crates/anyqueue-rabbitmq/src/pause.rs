@@ -27,7 +27,7 @@ impl Shared {
     pub(crate) async fn is_marked(&self, layout: &Layout) -> Result<bool> {
         let mut before = self.was_marked(&layout.queue);
         loop {
-            let Some(count) = self.count(&self.asking().await?, &layout.pause).await? else {
+            let Some(count) = self.how_many(&layout.pause).await? else {
                 // Somebody has deleted it, and what it said with it.
                 self.reconsider(&layout.queue);
                 return Ok(self.set_marked(&layout.queue, false));

@@ -11,6 +11,7 @@ use crate::shared::Shared;
 impl Line {
     /// Waits until the server has worked on all that was said on the channel before.
     pub(crate) async fn barrier(&self, shared: &Shared, channel: &Channel) -> Result<()> {
+        let _allowing = self.allowing.lock().await;
         let window = self.state().consuming.map_or(1, |(_, window)| window);
         shared.work.call("basic.qos", channel.basic_qos(window as u16, BasicQosOptions { global: false })).await
     }

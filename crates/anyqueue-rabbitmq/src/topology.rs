@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyqueue_core::{Create, Declared, Drift, Error, Result};
+use anyqueue_core::{Create, Declared, Drift, Error, ErrorKind, Result};
 use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
@@ -36,6 +36,21 @@ impl Shared {
             Ok(Err(e)) => Err(error::foreign(e)),
             Err(_) => Err(error::late("queue.declare")),
         }
+    }
+
+    /// The same of a queue that should be there, over the channel that all ask on. Who closes that one by asking for a missing
+    /// queue gives all others its answer, so only a timeout and a count are believed at once.
+    pub(crate) async fn how_many(&self, queue: &ShortString) -> Result<Option<u32>> {
+        match self.count(&self.asking().await?, queue).await {
+            Ok(Some(count)) => Ok(Some(count)),
+            Err(e) if e.kind() == ErrorKind::Timeout => Err(e),
+            Ok(None) | Err(_) => self.probe(queue).await,
+        }
+    }
+
+    /// The same of a queue that may well be missing, over a channel of its own.
+    pub(crate) async fn probe(&self, queue: &ShortString) -> Result<Option<u32>> {
+        self.count(&self.work.channel().await?, queue).await
     }
 
     /// Sees to it that a queue is there, once per process and queue.
@@ -88,7 +103,7 @@ impl Shared {
             let bound = channel.queue_bind(band.clone(), end, address, QueueBindOptions::default(), FieldTable::default());
             match self.work.call("queue.bind", bound).await {
                 // Who may not bind uses what an operator has set up.
-                Err(e) if e.kind() == anyqueue_core::ErrorKind::Denied => return Ok(()),
+                Err(e) if e.kind() == ErrorKind::Denied => return Ok(()),
                 bound => bound?,
             }
         }
@@ -97,7 +112,7 @@ impl Shared {
 
     /// How many tasks fell due for queues that are not there.
     pub(crate) async fn strays(&self, ladder: Ladder) -> Result<u32> {
-        Ok(self.count(&self.asking().await?, &ladder.stray()).await?.unwrap_or(0))
+        Ok(self.probe(&ladder.stray()).await?.unwrap_or(0))
     }
 
     /// Puts what fell due while this queue was not there where it belongs, and what was thrown out of its held tasks back.

@@ -6,6 +6,8 @@
 mod addresses;
 #[path = "server/deleted.rs"]
 mod deleted;
+#[path = "server/idle.rs"]
+mod idle;
 #[path = "server/operator.rs"]
 mod operator;
 

@@ -3,50 +3,85 @@
 use std::time::Duration;
 
 use anyqueue_core::{Error, ErrorKind, Result, chain};
+use tokio::time::Instant;
 
 use super::{Keeper, LOOK, LOOK_PAUSED};
 use crate::line::Session;
 
 /// How long it is looked for what a band says it has.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long it is waited for what was given back: somebody else may have it already.
+/// How long it is waited for what is on its way to us, or back.
 const ON_THE_WAY: Duration = Duration::from_millis(300);
+/// What has not changed for this long is waited for no more: somebody else may have it already.
+const STUCK: Duration = Duration::from_millis(50);
+/// How soon the server is asked again, and how seldom if it hesitates.
+const SOON: Duration = Duration::from_millis(2);
+const SELDOM: Duration = Duration::from_millis(16);
+
+/// Waiting for something to rise.
+struct Rising<T> {
+    most: Option<T>,
+    stuck: Instant,
+    give_up: Instant,
+}
+
+impl<T: PartialOrd> Rising<T> {
+    fn until(give_up: Instant) -> Self {
+        Self { most: None, stuck: Instant::now() + STUCK, give_up }
+    }
+
+    /// Whether it has risen of late, and may rise further.
+    fn goes_on(&mut self, height: T) -> bool {
+        let now = Instant::now();
+        if self.most.as_ref().is_none_or(|most| height > *most) {
+            (self.most, self.stuck) = (Some(height), now + STUCK);
+        }
+        now < self.stuck.min(self.give_up)
+    }
+}
 
 impl Keeper {
     /// Asks each doubtful band whether there is more, and waits for that.
     pub(super) async fn verify(&mut self) -> Result<()> {
         let Session { channel, .. } = self.session().await?;
         let give_up = self.shared.clock.now() + PATIENCE;
-        let doubtful: Vec<usize> = {
+        let (question, doubtful): (u64, Vec<usize>) = {
             let state = self.line.state();
-            self.bands.clone().filter(|band| !state.looked || state.bands[*band].doubt).collect()
+            (state.question, self.bands.clone().filter(|band| !state.looked || state.bands[*band].doubt).collect())
         };
+        let mut sure = true;
         for band in doubtful {
+            let mut pause = SOON;
             loop {
                 let name = &self.layout.bands[band];
-                let count = self.shared.count(&self.shared.asking().await?, name).await?;
+                let count = self.shared.how_many(name).await?;
                 let count =
                     count.ok_or_else(|| Error::new(ErrorKind::NotFound, "the queue was deleted").with("server_queue", name))?;
                 // What the server had sent before it answers this is here afterwards.
                 self.line.barrier(&self.shared, &channel).await?;
                 self.take_in().await?;
-                if self.line.is_sure(band, count) || self.shared.clock.now() >= give_up {
+                let clear = self.line.is_sure(band, count);
+                if clear || self.shared.clock.now() >= give_up {
+                    sure &= clear;
                     break;
                 }
-                tokio::time::sleep(Duration::from_millis(2)).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(SELDOM);
             }
         }
-        self.line.state().looked = true;
+        if sure {
+            self.line.state().answer(question);
+        }
         self.line.bell.notify_one();
         Ok(())
     }
 
     /// The bands of which tasks lie here, and how many each should count when they are back. Nothing where that cannot be learnt.
     pub(super) async fn counts(&self) -> Vec<(usize, u32)> {
-        let mut counts = Vec::new();
+        let (mut counts, give_up) = (Vec::new(), Instant::now() + ON_THE_WAY);
         let lying: Vec<usize> = self.line.state().bands.iter().map(|band| band.fetched.len()).collect();
         for (band, lying) in lying.into_iter().enumerate().filter(|(_, lying)| *lying > 0) {
-            if let Some(count) = self.counted(band).await {
+            if let Some(count) = self.counted(band, give_up).await {
                 counts.push((band, count.saturating_add(lying as u32)));
             }
         }
@@ -56,10 +91,14 @@ impl Keeper {
     /// Waits until the bands count so many. A quorum queue has what is given back a little later, and whoever consumed it in
     /// between would get what is behind that first, or nothing.
     pub(super) async fn until_counted(&self, counts: Vec<(usize, u32)>) {
-        let give_up = self.shared.clock.now() + ON_THE_WAY;
+        let give_up = Instant::now() + ON_THE_WAY;
         for (band, wanted) in counts {
-            while self.counted(band).await.is_some_and(|count| count < wanted) && self.shared.clock.now() < give_up {
-                tokio::time::sleep(Duration::from_millis(2)).await;
+            let mut back = Rising::until(give_up);
+            while let Some(count) = self.counted(band, give_up).await {
+                if count >= wanted || !back.goes_on(count) {
+                    break;
+                }
+                tokio::time::sleep(SOON).await;
             }
         }
     }
@@ -67,24 +106,30 @@ impl Keeper {
     /// Waits until the server has sent all that it may: what is on its way while consuming ends comes back as if its worker
     /// had died.
     pub(super) async fn until_nothing_is_sent(&mut self) -> Result<()> {
-        let give_up = self.shared.clock.now() + ON_THE_WAY;
+        let give_up = Instant::now() + ON_THE_WAY;
         for band in self.bands.clone().filter(|_| self.line.state().consuming.is_some()).collect::<Vec<_>>() {
-            while let Some(count) = self.counted(band).await {
+            let mut came = Rising::until(give_up);
+            while let Some(count) = self.counted(band, give_up).await {
                 let Session { channel, .. } = self.session().await?;
                 self.line.barrier(&self.shared, &channel).await?;
                 self.take_in().await?;
-                if count == 0 || self.line.state().is_full(band) || self.shared.clock.now() >= give_up {
+                let (full, heard) = {
+                    let state = self.line.state();
+                    (state.is_full(band), state.bands[band].heard)
+                };
+                if count == 0 || full || !came.goes_on(heard) {
                     break;
                 }
-                tokio::time::sleep(Duration::from_millis(2)).await;
+                tokio::time::sleep(SOON).await;
             }
         }
         Ok(())
     }
 
-    async fn counted(&self, band: usize) -> Option<u32> {
-        let channel = self.shared.asking().await.ok()?;
-        self.shared.count(&channel, &self.layout.bands[band]).await.ok()?
+    /// How much a band has, if that can be learnt in time.
+    async fn counted(&self, band: usize, give_up: Instant) -> Option<u32> {
+        let asked = self.shared.how_many(&self.layout.bands[band]);
+        tokio::time::timeout_at(give_up, asked).await.ok()?.ok()?
     }
 
     /// What cannot be learnt now stays as it was: no task is given up for that.
@@ -97,10 +142,13 @@ impl Keeper {
     }
 
     pub(super) async fn look_for_pause(&mut self) -> Result<bool> {
-        let paused = self.shared.is_marked(&self.layout).await?;
-        self.next_look = self.shared.clock.now() + if paused { LOOK_PAUSED } else { LOOK };
+        let resumed = self.line.state().resumed;
+        let marked = self.shared.is_marked(&self.layout).await?;
         let mut state = self.line.state();
-        state.paused = paused;
+        // A marker that was seen while it was taken away is gone.
+        let paused = marked && state.resumed == resumed;
+        self.next_look = self.shared.clock.now() + if paused { LOOK_PAUSED } else { LOOK };
+        (state.paused, state.paused_until) = (paused, self.next_look);
         if paused {
             state.looked = true;
         } else if state.consuming.is_none() {
