@@ -55,7 +55,8 @@ impl RabbitConsumer {
                 if let Some(fault) = state.fault.take() {
                     return Err(fault);
                 }
-                state.looked
+                // Whoever has waited does not wait for a server that hesitates.
+                state.looked || state.hesitated.is_some() && !wait.is_zero()
             };
             if now >= until && (looked || now >= until + HESITATION) {
                 // Whoever does not wait takes nothing for the end of the queue.

@@ -136,7 +136,7 @@ impl Keeper {
             Some(_) if self.is_strangely_silent(&state, now) => return Step::Renew,
             // Before what may be without success for long.
             Some(_) if now >= self.next_look => return Step::Look,
-            Some(_) if state.waiting > 0 && !state.looked => return Step::Verify,
+            Some(_) if state.waiting > 0 && !state.is_answered() => return Step::Verify,
             Some((_, current)) if state.waiting > 0 && self.is_doubtful(&state.bands, current) => return Step::Verify,
             Some(_) => until = until.min(self.next_look).min(old.unwrap_or(until)),
             None if wanted && state.paused && now >= self.next_look => return Step::Look,

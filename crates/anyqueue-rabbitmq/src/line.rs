@@ -87,6 +87,8 @@ pub(crate) struct State {
     pub(crate) looked: bool,
     /// How often that was asked by somebody who does not wait: an older look is no answer.
     pub(crate) question: u64,
+    /// The question at which the server said that it has tasks, and sent none.
+    pub(crate) hesitated: Option<u64>,
     /// Settles under way.
     pub(crate) settling: usize,
     /// The consumer is gone.
@@ -197,7 +199,7 @@ impl State {
         }
         self.last_run += 1;
         self.consuming = Some((self.last_run, window));
-        self.looked = false;
+        self.look_again();
         for (at, band) in self.bands.iter_mut().enumerate() {
             // What a more urgent one has may be on its way still.
             (band.open, band.doubt, band.heard) = (0, bands.contains(&at), now);
@@ -207,7 +209,8 @@ impl State {
 
     /// Ends the run of consuming: none of what it brought counts for the next one.
     pub(crate) fn end_run(&mut self) {
-        (self.consuming, self.looked) = (None, false);
+        self.consuming = None;
+        self.look_again();
         self.bands.iter_mut().for_each(|band| band.open = 0);
     }
 
@@ -216,7 +219,7 @@ impl State {
         let Some((_, current)) = &mut self.consuming else { return 0 };
         let more = window.saturating_sub(*current);
         *current = window;
-        self.looked = false;
+        self.look_again();
         self.bands[bands.clone()].iter_mut().for_each(|band| band.doubt = true);
         more
     }
@@ -237,15 +240,29 @@ impl State {
         self.looked &= self.paused && now < self.paused_until;
     }
 
-    /// All has been seen by a look that began when so many questions had been asked.
-    pub(crate) fn answer(&mut self, question: u64) {
-        self.looked |= self.question == question;
+    /// A look that began when so many questions had been asked has seen all, or the server hesitates.
+    pub(crate) fn answer(&mut self, question: u64, all: bool) {
+        if all {
+            self.looked |= self.question == question;
+        } else {
+            self.hesitated = Some(question);
+        }
+    }
+
+    /// Whether there is no use in another look now.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.looked || self.hesitated == Some(self.question)
+    }
+
+    fn look_again(&mut self) {
+        (self.looked, self.hesitated) = (false, None);
     }
 
     /// The queue goes on: what was seen of it while it was paused says nothing any more.
     pub(crate) fn resume(&mut self) {
         self.resumed += 1;
-        (self.paused, self.looked) = (false, false);
+        self.paused = false;
+        self.look_again();
     }
 
     /// Takes in what came from the server.
@@ -326,7 +343,7 @@ impl State {
         self.epoch = 0;
         self.consuming = None;
         self.renew = false;
-        self.looked = false;
+        self.look_again();
         self.leases.clear();
         self.unsettled.clear();
         for band in &mut self.bands {
@@ -352,84 +369,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_open_up_to_a_tag_is_settled_in_one_word() {
-        let mut state = State { epoch: 7, ..State::default() };
-        state.unsettled.extend([2, 4, 5, 9, 12]);
-        assert_eq!(state.words(7, &[5, 4, 2, 12]), Some(vec![(5, true), (12, false)]));
-        assert_eq!(state.words(7, &[9]), Some(vec![(9, false)]));
-        state.unsettled.extend([20, 21]);
-        assert_eq!(state.words(7, &[21]), Some(vec![(21, false)]));
-    }
-
-    #[test]
-    fn nothing_begins_while_somebody_works_on_the_queue() {
-        let mut state = State { withheld: 1, waiting: 1, ..State::default() };
-        let now = Moment::default();
-        assert!(!state.wanted(now) && !state.begin(&(0..=0), 1, now) && state.is_quiet());
-        state.withheld = 0;
-        assert!(state.wanted(now) && state.begin(&(0..=0), 1, now) && !state.is_quiet());
-    }
-
-    #[test]
-    fn what_was_fetched_stays_when_more_is_asked_for() {
-        let (mut state, now) =
-            (State { waiting: 1, bands: vec![Band::default(), Band::default()], ..State::default() }, Moment::default());
-        assert!(state.begin(&(0..=1), 1, now));
-        let delivery = lapin::message::Delivery::mock(7, "".into(), "q".into(), false, b"body".to_vec());
-        state.add(1, Message::new(delivery, std::time::SystemTime::now()), now);
-        state.end_run();
-        assert!(!state.is_quiet(), "it lies here and has to be given back if nobody takes it");
-        assert!(state.begin(&(0..=1), 4, now));
-        assert_eq!((state.bands[1].open, state.take_fetched()), (0, vec![7]));
-        state.end_run();
-        assert!(state.is_quiet());
-    }
-
-    #[test]
-    fn a_line_that_was_idle_fetches_no_more_than_is_asked_for() {
-        let (mut state, now) = (State { demand: 1, bands: vec![Band::default()], ..State::default() }, Moment::default());
-        for tag in 1..9 {
-            assert!(state.begin(&(0..=0), state.window(64), now));
-            assert_eq!(state.consuming, Some((tag, 1)), "one is asked for");
-            let delivery = lapin::message::Delivery::mock(tag, "".into(), "q".into(), false, b"body".to_vec());
-            state.add(0, Message::new(delivery, std::time::SystemTime::now()), now);
-            state.end_run();
-            assert_eq!(state.take_fetched(), [tag]);
-        }
-    }
-
-    #[test]
-    fn an_older_look_answers_no_newer_question() {
-        let (mut state, now) = (State::default(), Moment::default());
-        state.ask(now);
-        let question = state.question;
-        state.ask(now);
-        state.answer(question);
-        assert!(!state.looked, "this look began before the second question");
-        state.answer(state.question);
-        assert!(state.looked);
-        state.ask(now);
-        assert!(!state.looked);
-        (state.paused, state.looked, state.paused_until) = (true, true, now + IDLE);
-        state.ask(now);
-        assert!(state.looked, "paused a moment ago");
-        state.ask(now + IDLE);
-        assert!(!state.looked, "paused at some time");
-    }
-
-    #[test]
-    fn a_settle_of_a_session_that_is_over_says_nothing_of_what_is_open_now() {
-        let mut state = State { epoch: 8, bands: vec![Band { open: 2, ..Band::default() }], ..State::default() };
-        state.consuming = Some((3, 4));
-        state.unsettled.extend([1, 2]);
-        assert_eq!(state.words(7, &[1, 2]), None);
-        state.open_no_more(7, [(1, 0, 3)].into_iter());
-        assert_eq!((state.unsettled.len(), state.bands[0].open), (2, 2));
-        state.open_no_more(8, [(1, 0, 3)].into_iter());
-        assert_eq!((state.unsettled.len(), state.bands[0].open), (1, 1));
-    }
-}
+mod tests;

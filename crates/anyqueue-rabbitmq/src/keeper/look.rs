@@ -69,9 +69,7 @@ impl Keeper {
                 pause = (pause * 2).min(SELDOM);
             }
         }
-        if sure {
-            self.line.state().answer(question);
-        }
+        self.line.state().answer(question, sure);
         self.line.bell.notify_one();
         Ok(())
     }

@@ -3,6 +3,8 @@
 use std::time::SystemTime;
 
 use anyqueue_core::{BoxFuture, Clock, Moment};
+use futures::StreamExt;
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use tokio::sync::watch;
 
 use super::*;
@@ -126,8 +128,11 @@ async fn who_does_not_wait_hears_of_nothing_when_another_worker_has_all() {
 #[tokio::test(flavor = "multi_thread")]
 async fn looking_for_what_is_missing_takes_no_task_from_those_at_work() {
     let node = node().await;
-    let (broker, queue) = (connect(&node, "").await, name("healthy"));
+    let (broker, queue, ill) = (connect(&node, "").await, name("healthy"), name("ill"));
     broker.declare(&queue).await.unwrap();
+    broker.declare(&ill).await.unwrap();
+    let (_connection, channel) = other(&node).await;
+    channel.queue_delete(format!("{ill};held").into(), QueueDeleteOptions::default()).await.unwrap();
     let mut consumer = consumer(&*broker, &queue).await;
     send_one(&*broker, &queue, 1).await;
     let delivery = next(&mut *consumer).await;
@@ -135,6 +140,7 @@ async fn looking_for_what_is_missing_takes_no_task_from_those_at_work() {
         for _ in 0..100 {
             // A server without classic queues has no ladder for them.
             broker.diagnose().await.unwrap();
+            assert_eq!(broker.admin().stats(&ill).await.unwrap_err().kind(), ErrorKind::NotFound);
         }
     });
     loop {
@@ -144,4 +150,39 @@ async fn looking_for_what_is_missing_takes_no_task_from_those_at_work() {
         }
     }
     settle(&*consumer, &delivery, Settlement::Done).await;
+}
+
+/// A queue with a single active consumer keeps its tasks for that one. Who does not wait must not take that for its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_wait_is_not_told_that_a_queue_with_tasks_has_none() {
+    let node = node().await;
+    let (broker, queue) = (connect(&node, "bands=none").await, name("single"));
+    let (connection, channel) = other(&node).await;
+    let mut single = FieldTable::default();
+    single.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    single.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), single).await.unwrap();
+    broker.declare(&queue).await.unwrap();
+    broker.send(&queue, &Sample::many(3)).await.into_iter().for_each(|sent| drop(sent.unwrap()));
+    channel.basic_qos(1, BasicQosOptions::default()).await.unwrap();
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    let mut active = channel.basic_consume(queue.as_str().into(), "".into(), options, arguments).await.unwrap();
+    active.next().await.unwrap().unwrap();
+    let mut consumer = consumer(&*broker, &queue).await;
+    for _ in 0..2 {
+        let error = consumer.reserve(NonZeroUsize::MIN, Duration::ZERO).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Timeout && error.is_retryable(), "{error}");
+    }
+    let began = Instant::now();
+    assert!(consumer.reserve(NonZeroUsize::MIN, Duration::from_millis(50)).await.unwrap().is_empty());
+    assert!(began.elapsed() < Duration::from_secs(2), "who waits is not kept longer for that");
+    connection.close(200, "bye".into()).await.unwrap();
+    let mut numbers = Vec::new();
+    for _ in 0..3 {
+        let delivery = next(&mut *consumer).await;
+        numbers.extend(Sample::number(&delivery));
+        settle(&*consumer, &delivery, Settlement::Done).await;
+    }
+    assert_eq!(numbers, [0, 1, 2]);
+    assert!(ask(&mut *consumer).await.is_empty());
 }
