@@ -88,7 +88,7 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     deaths: Support::Native(()),
     order: Order::Fifo,
     durability: Durability::Process,
-    batch: Batch { send: 1024, reserve: 1024, settle: 1024 },
+    batch: Batch { send: 1024, together: 1024, reserve: 1024, settle: 1024 },
     max_payload: Some(65_535),
     counts: Counts { oldest: Exactness::Approximate, ..Counts::EXACT },
     fencing: Fencing::Deadline(

@@ -97,6 +97,9 @@ pub enum Durability {
 pub struct Batch {
     /// Sends.
     pub send: usize,
+    /// Sends that fill one of the broker's own requests, if that is less: what senders hand in one by one goes out in
+    /// requests of this size, as many at once as it fills.
+    pub together: usize,
     /// Reservations.
     pub reserve: usize,
     /// Settlements and touches.
@@ -262,7 +265,7 @@ impl Capabilities {
         order: Order::Fifo,
         durability: Durability::None,
         durability_caveat: None,
-        batch: Batch { send: 1024, reserve: 1024, settle: 1024 },
+        batch: Batch { send: 1024, together: 1024, reserve: 1024, settle: 1024 },
         max_payload: None,
         counts: Counts::EXACT,
         fencing: Fencing::Compared,

@@ -160,7 +160,7 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     unique: Support::Emulated((), "the server's unique id, until the task is put back, retried or held for the first time"),
     order: Order::Fifo,
     durability: Durability::Process,
-    batch: Batch { send: 256, reserve: 64, settle: 64 },
+    batch: Batch { send: 256, together: 256, reserve: 64, settle: 64 },
     max_payload: Some(config::MAX_BODY),
     counts: Counts {
         ready: Exactness::Approximate,

@@ -43,7 +43,7 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     order: Order::Fifo,
     durability: Durability::Power,
     durability_caveat: None,
-    batch: Batch { send: 1024, reserve: 1024, settle: 1024 },
+    batch: Batch { send: 1024, together: 1024, reserve: 1024, settle: 1024 },
     max_payload: Some(MAX_PAYLOAD),
     counts: Counts {
         ready: Exactness::Approximate,

@@ -118,21 +118,20 @@ impl Feed {
         let visibility = steps_up(self.ttr, SECOND);
         let asked = self.hub.clock.now();
         let url = &self.lines.bands[band];
-        let received = join_all((0..requests).map(|at| {
+        // Each answer is taken in as it comes, so that work begins while others are on their way.
+        let parts = join_all((0..requests).map(async |at| {
             let most = lacking.saturating_sub(at * batch).min(batch);
-            self.hub.api.receive(url, most, visibility, Duration::ZERO)
+            let part = self.hub.api.receive(url, most, visibility, Duration::ZERO).await?;
+            let count = part.len();
+            self.take_in(band, part, asked, visibility).await.map(|()| count)
         }));
-        let (mut all, mut failed) = (Vec::new(), None);
-        for part in received.await {
-            match part {
-                Ok(part) => all.extend(part),
-                Err(e) => failed = Some(e),
-            }
+        let parts = parts.await;
+        let count = parts.iter().flatten().sum();
+        full[band] = count >= requests * batch;
+        match parts.into_iter().find_map(Result::err) {
+            Some(e) if count == 0 => Err(e),
+            _ => Ok(count),
         }
-        full[band] = all.len() >= requests * batch;
-        let count = all.len();
-        self.take_in(band, all, asked, visibility).await?;
-        failed.filter(|_| count == 0).map_or(Ok(count), Err)
     }
 
     /// Lets a request wait for each band that has none, each in a task of its own, and waits until something comes.

@@ -197,7 +197,7 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     order: Order::Loose,
     durability: Durability::Power,
     durability_caveat: None,
-    batch: Batch { send: 160, reserve: 160, settle: 160 },
+    batch: Batch { send: 160, together: 10, reserve: 160, settle: 160 },
     max_payload: Some(lines::LARGEST - slip::ROOM - lines::HEADROOM),
     counts: Counts {
         ready: Exactness::Approximate,

@@ -196,10 +196,15 @@ pub(crate) async fn settle(settler: &dyn Settler, receipt: &Receipt, what: Settl
 
 /// Touches one.
 pub(crate) async fn touch(settler: &dyn Settler, delivery: &Delivery, ttr: Duration) -> Result<Duration> {
-    let touch = Touch { receipt: delivery.receipt.clone(), ttr, task: incoming(delivery).unchanged(Duration::ZERO) };
-    let mut answers = settler.touch(&[touch]).await;
-    assert_eq!(answers.len(), 1, "touch gives one answer per item");
-    answers.remove(0)
+    touch_all(settler, std::slice::from_ref(delivery), ttr).await.remove(0)
+}
+
+/// Touches many in one request, as a runner does.
+pub(crate) async fn touch_all(settler: &dyn Settler, all: &[Delivery], ttr: Duration) -> Vec<Result<Duration>> {
+    let touch = |one: &Delivery| Touch { receipt: one.receipt.clone(), ttr, task: incoming(one).unchanged(Duration::ZERO) };
+    let answers = settler.touch(&all.iter().map(touch).collect::<Vec<_>>()).await;
+    assert_eq!(answers.len(), all.len(), "touch gives one answer per item");
+    answers
 }
 
 /// Reads a delivery as the facade does.

@@ -28,6 +28,8 @@ pub(crate) struct Lane {
 /// How many requests of one queue are under way at once over a network: with two, the broker has work while answers are
 /// on their way. A broker in this process or in a file gathers what comes at once by itself.
 const REQUESTS: usize = 2;
+/// There are more where tasks fill more of the broker's own requests, up to so many.
+const MOST_REQUESTS: usize = 64;
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -42,10 +44,13 @@ impl Lane {
         Arc::new(Self { queue, broker, waiting: Mutex::default(), failing: AtomicBool::new(false), io })
     }
 
-    fn most_requests(&self) -> usize {
-        match self.broker.if_connected().map(|broker| broker.capabilities(&self.queue).link) {
-            Some(Link::Memory | Link::File) => usize::MAX,
-            Some(Link::Network { .. }) | None => REQUESTS,
+    /// How many requests there may be for so many tasks.
+    fn most_requests(&self, tasks: usize) -> usize {
+        let Some(broker) = self.broker.if_connected() else { return REQUESTS };
+        let can = broker.capabilities(&self.queue);
+        match can.link {
+            Link::Memory | Link::File => usize::MAX,
+            Link::Network { .. } => tasks.div_ceil(can.batch.together.max(1)).clamp(REQUESTS, MOST_REQUESTS),
         }
     }
 
@@ -121,14 +126,16 @@ impl Lane {
     async fn once(self: &Arc<Self>, envelope: &Envelope) -> Result<Accepted> {
         let follow = {
             let mut waiting = self.waiting();
-            if waiting.requests >= self.most_requests() {
-                let (answer, answered) = oneshot::channel();
-                waiting.tasks.push_back((envelope.clone(), answer));
-                Some(answered)
-            } else {
-                waiting.requests += 1;
+            let more = waiting.requests < self.most_requests(waiting.tasks.len() + waiting.carried + 1);
+            waiting.requests += usize::from(more);
+            if more && waiting.tasks.is_empty() {
                 waiting.carried += 1;
                 None
+            } else {
+                let (answer, answered) = oneshot::channel();
+                waiting.tasks.push_back((envelope.clone(), answer));
+                more.then(|| drop(self.io.spawn(self.clone().flush())));
+                Some(answered)
             }
         };
         if let Some(answered) = follow {
@@ -155,8 +162,9 @@ impl Lane {
             let (batch, answers): (Vec<_>, Vec<_>) = {
                 let mut waiting = self.waiting();
                 waiting.carried -= std::mem::take(&mut next.carried);
-                // Half of all that is on its way: requests of equal size keep both sides busy.
-                let fair = (waiting.tasks.len() + waiting.carried).div_ceil(REQUESTS);
+                // An equal share of all that is on its way: requests of equal size keep both sides busy.
+                let all = waiting.tasks.len() + waiting.carried;
+                let fair = all.div_ceil(self.most_requests(all));
                 let count = waiting.tasks.len().min(most).min(fair);
                 waiting.carried += count;
                 next.carried = count;

@@ -161,7 +161,7 @@ pub(crate) fn capabilities(capabilities: &Capabilities) -> Value {
         "verbs": c.verbs().into_iter().map(verb).collect::<serde_json::Map<_, _>>(),
         "priority_levels": levels(c.priority), "order": order(c.order), "durability": durability(c.durability), "durability_caveat": c.durability_caveat,
         "longest_delay": c.delay.limits().max.as_secs(), "longest_ttr": c.ttr.limits().max.as_secs(),
-        "batch": { "send": c.batch.send, "reserve": c.batch.reserve, "settle": c.batch.settle },
+        "batch": { "send": c.batch.send, "together": c.batch.together, "reserve": c.batch.reserve, "settle": c.batch.settle },
         "largest_task": c.max_payload, "killed_worker": death(c.death), "frozen_worker": frozen(c),
         "frozen_bound": (c.frozen_bound < Duration::MAX).then_some(c.frozen_bound.as_secs_f64()),
     })

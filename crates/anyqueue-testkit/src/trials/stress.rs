@@ -10,7 +10,7 @@ use anyqueue_core::{
     time::MIN_TTR,
 };
 
-use crate::rig::{Rig, consume, done, incoming, reserve, send, settle, take, touch};
+use crate::rig::{Rig, consume, done, incoming, reserve, send, settle, take, touch, touch_all};
 use crate::run::{Outcome, not_applicable, passed};
 use crate::sample::Sample;
 
@@ -201,9 +201,7 @@ pub(super) async fn c20_touched_while_others_work(rig: &Rig) -> Outcome {
     let keeper = async {
         while rig.now() < until {
             rig.pass(ttr / 5).await;
-            for delivery in &kept {
-                touch(&*settler, delivery, ttr).await?;
-            }
+            touch_all(&*settler, &kept, ttr).await.into_iter().collect::<Result<Vec<_>>>()?;
         }
         done(&*settler, &kept).await
     };

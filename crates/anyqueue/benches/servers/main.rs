@@ -74,7 +74,8 @@ async fn run_sqs(tasks: usize) {
         let server = sqs::start().await;
         let mut raw = sqs::RawSqs::connect(server.address()).await;
         // A request costs this server a hundred times what it costs the others.
-        measured("sqs", &server, &mut raw, tasks / 20).await;
+        let options = format!("?wait={}s", sqs::WAIT.as_secs());
+        measured_with("sqs", &options, &server, &mut raw, tasks / 20).await;
         sqs::watching_many(&server).await;
     }
 }

@@ -1,4 +1,5 @@
-//! The least on SQS: the bare SDK, ten messages a request, as many requests under way as the adapter has.
+//! The least on SQS: the bare SDK, ten messages a request, as many tasks under way as anyqueue has. What a
+//! message needs beside its body is there: an attribute with priority and TTR, and the count of its deliveries.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -8,13 +9,18 @@ use anyqueue::{Queue, Runner, Task};
 use anyqueue_testkit::{Process, Server, servers::sqs};
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region, StalledStreamProtectionConfig};
-use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry, SendMessageBatchRequestEntry};
+use aws_sdk_sqs::types::{
+    DeleteMessageBatchRequestEntry, MessageAttributeValue, MessageSystemAttributeName, SendMessageBatchRequestEntry,
+};
 
-use crate::load::{PICKED, Payload, Raw, median, now, queues, rate, send_slowly, text};
+use crate::load::{self, PICKED, Payload, Raw, median, now, queues, rate, send_slowly, text};
 
-/// The adapter's `requests`.
-const UNDER_WAY: usize = 16;
 const BATCH: usize = 10;
+/// As many requests as the tasks of all senders, or slots, fill.
+const UNDER_WAY: usize = load::SLOTS.div_ceil(BATCH);
+/// How long a request waits at the most. This server hands tasks to requests of consumers that have ended, too, and SQS takes
+/// no request back.
+pub(crate) const WAIT: Duration = Duration::from_secs(2);
 
 /// A server that speaks SQS's protocol, with its messages in memory: the fastest there is, and the ceiling all the same.
 pub(crate) async fn start() -> Process {
@@ -44,6 +50,8 @@ impl RawSqs {
         for batch in 0..batches {
             let entry = |n: usize| {
                 let entry = SendMessageBatchRequestEntry::builder().id(n.to_string());
+                let beside = MessageAttributeValue::builder().data_type("String").string_value("p1024 t60").build();
+                let entry = entry.message_attributes("beside", beside.expect("an attribute")).delay_seconds(0);
                 entry.message_body(text((batch * BATCH + n) as u64)).build().expect("an entry")
             };
             let request = client.send_message_batch().queue_url(&url).set_entries(Some((0..BATCH).map(entry).collect()));
@@ -55,7 +63,8 @@ impl RawSqs {
         let mut count = 0;
         loop {
             let received = client.receive_message().queue_url(&url).max_number_of_messages(BATCH as i32).visibility_timeout(60);
-            let messages = received.send().await.expect("receives").messages.unwrap_or_default();
+            let counted = received.message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
+            let messages = counted.message_attribute_names("beside").send().await.expect("receives").messages.unwrap_or_default();
             if messages.is_empty() {
                 return count;
             }
@@ -121,7 +130,7 @@ pub(crate) async fn watching_many(server: &Process) {
 async fn pick_up(server: &Process, watched: usize) -> f64 {
     let names: Vec<String> = (1..watched).map(|n| format!("empty-{n}")).collect();
     let more: String = names.iter().map(|name| format!("[queues.{name}]\n")).collect();
-    let broker = format!("url = \"sqs://{}\"", server.address());
+    let broker = format!("url = \"sqs://{}?wait={}s\"", server.address(), WAIT.as_secs());
     let (worker, producer) = (queues(&broker, &more).await, queues(&broker, "").await);
     let samples = Arc::new(Mutex::new(Vec::new()));
     let noted = samples.clone();
@@ -134,8 +143,8 @@ async fn pick_up(server: &Process, watched: usize) -> f64 {
     });
     let handle = runner.handle();
     let run = tokio::spawn(runner.run());
-    // Until all requests wait.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Until all requests wait, and those of earlier consumers no more.
+    tokio::time::sleep(WAIT * 2).await;
     send_slowly(&producer).await;
     while handle.progress().done < PICKED {
         tokio::time::sleep(Duration::from_millis(1)).await;
