@@ -96,7 +96,8 @@ pub trait Broker: Any + Debug + Send + Sync {
 /// [`close`](Consumer::close) waits for it.
 #[async_trait]
 pub trait Consumer: Debug + Send {
-    /// Reserves up to `max` tasks, the most urgent first. Returns as soon as one is there, and with none after `wait`.
+    /// Reserves up to `max` tasks, the most urgent first. Returns as soon as one is there, and with none after `wait`; a server
+    /// that does not say whether it has some is a [`Timeout`](crate::ErrorKind::Timeout), not an empty queue.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing: what had arrived comes with the next call.

@@ -149,13 +149,6 @@ impl BrokerUrl {
         if scheme.is_empty() || !scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c)) {
             return Err(bad(&format!("`{scheme}` is no scheme")));
         }
-        let behind_hosts =
-            rest.strip_prefix("//").and_then(|rest| rest.split_once(['/', '?', '#'])).map_or("", |(_, behind)| behind);
-        let no_port = |name: &str, port: &str| match behind_hosts.contains('@') {
-            // Its rest stands where ports and paths do: none of it is repeated.
-            true => "a `/`, `?` or `#` in a password is written %2F, %3F or %23".to_owned(),
-            false => format!("port `{port}` of host `{name}` is not a number up to 65535"),
-        };
         let decode = |part: &str| percent_decode_str(part).decode_utf8_lossy().into_owned();
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let query = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "true")));
@@ -178,9 +171,17 @@ impl BrokerUrl {
             url.user = Some(decode(user)).filter(|user| !user.is_empty());
             url.password = password.map(decode);
         }
+        // A password is cut at one of these, and its rest would be read, and shown, as a path or an option.
+        let is_cut = path.contains('@') || text.split_once('?').is_some_and(|(_, query)| query.split('&').any(in_key));
+        if login.is_none() && hosts.contains(':') && is_cut {
+            return Err(bad("a `/`, `?` or `#` in a password is written %2F, %3F or %23, and an `@` behind the hosts %40"));
+        }
         for host in hosts.split(',').filter(|host| !host.is_empty()) {
             let (name, port) = match host.rsplit_once(':') {
-                Some((name, port)) if !port.contains(']') => (name, Some(port.parse().map_err(|_| bad(&no_port(name, port)))?)),
+                Some((name, port)) if !port.contains(']') => {
+                    let wrong = |_| bad(&format!("the port of host `{name}` is not a number up to 65535"));
+                    (name, Some(port.parse().map_err(wrong)?))
+                }
                 _ => (host, None),
             };
             url.hosts.push((decode(name.trim_start_matches('[').trim_end_matches(']')), port));
@@ -189,6 +190,11 @@ impl BrokerUrl {
         url.path = format!("{root}{}", decode(path));
         Ok(url)
     }
+}
+
+/// Whether an option's key has a sign that ends a login.
+fn in_key(pair: &str) -> bool {
+    pair.split_once('=').map_or(pair, |(key, _)| key).contains('@')
 }
 
 /// Whether a text looks like the URL of a broker, in which there may be a password.
@@ -241,9 +247,13 @@ mod tests {
         }
         let error = BrokerUrl::parse("redis://u:secret@h:port").unwrap_err();
         assert!(!format!("{error} {error:?}").contains("secret"));
-        for cut in ["redis://u:sec/ret@h", "redis://u:sec?ret@h:6379", "sqs://AKIA:sec#x/ret@eu-west-1"] {
+        for cut in ["redis://u:sec/ret@h", "redis://u:sec?ret@h:6379", "sqs://A:sec#x/ret@eu-west-1", "amqp://u:12/ret@h"] {
             let error = format!("{:?}", BrokerUrl::parse(cut).unwrap_err());
             assert!(error.contains("is written %2F") && !error.contains("sec") && !error.contains("ret@"), "{error}");
+        }
+        for port in ["redis://u:sec", "redis://h:sec/0?ca=a@b"] {
+            let error = BrokerUrl::parse(port).unwrap_err().to_string();
+            assert!(error.contains("the port of host") && !error.contains("sec"), "{error}");
         }
     }
 }

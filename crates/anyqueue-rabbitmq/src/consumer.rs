@@ -41,6 +41,8 @@ impl RabbitConsumer {
     async fn reserve_some(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>> {
         let (line, clock) = (&self.line, &self.shared.clock);
         let until = clock.now() + wait;
+        // A look takes one request after another, and who does not wait is told what it found, or what went wrong.
+        let end = until + if wait.is_zero() { self.shared.config.timeout * 3 } else { HESITATION };
         let waiting = Waiting::begin(&self.shared, line, max, wait);
         loop {
             self.shared.check()?;
@@ -55,17 +57,22 @@ impl RabbitConsumer {
                 if let Some(fault) = state.fault.take() {
                     return Err(fault);
                 }
+                if wait.is_zero() && !state.looked {
+                    // Whoever does not wait takes nothing for the end of the queue, and is told when it stays unknown.
+                    if state.hesitated >= Some(waiting.question) || now >= end {
+                        return Err(hesitates());
+                    }
+                }
                 // Whoever has waited does not wait for a server that hesitates.
                 state.looked || state.hesitated.is_some() && !wait.is_zero()
             };
-            if now >= until && (looked || now >= until + HESITATION) {
-                // Whoever does not wait takes nothing for the end of the queue.
-                return if looked || !wait.is_zero() { Ok(taken) } else { Err(hesitates()) };
+            if now >= until && (looked || now >= end) {
+                return Ok(taken);
             }
             line.wake.notify_one();
             tokio::select! {
                 () = rung => {}
-                () = clock.sleep_until(if now < until { until } else { until + HESITATION }) => {}
+                () = clock.sleep_until(if now < until { until } else { end }) => {}
             }
             waiting.renew();
         }
@@ -80,6 +87,7 @@ fn hesitates() -> Error {
 struct Waiting<'a> {
     shared: &'a Shared,
     line: &'a Line,
+    question: u64,
 }
 
 impl<'a> Waiting<'a> {
@@ -92,8 +100,9 @@ impl<'a> Waiting<'a> {
         state.waiting += 1;
         // What went wrong before somebody asked is tried again.
         state.fault = None;
+        let question = state.question;
         drop(state);
-        Self { shared, line }
+        Self { shared, line, question }
     }
 
     fn renew(&self) {

@@ -234,6 +234,11 @@ impl State {
         self.unsettled.is_empty() && self.settling == 0
     }
 
+    /// Whether the time of some task is up.
+    pub(crate) fn is_over(&self, now: Moment) -> bool {
+        self.leases.values().any(|lease| lease.deadline <= now)
+    }
+
     /// Somebody who does not wait asks. What was seen before is no answer, but that the queue was paused a moment ago is.
     pub(crate) fn ask(&mut self, now: Moment) {
         self.question += 1;

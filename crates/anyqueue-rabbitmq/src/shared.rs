@@ -175,6 +175,12 @@ impl Shared {
         }
     }
 
+    /// Has the next ones ask on another channel than this one, on which the server answers nobody.
+    pub(crate) async fn ask_elsewhere(&self, silent: &Channel) {
+        let mut asking = self.asking.lock().await;
+        asking.take_if(|channel| channel.id() == silent.id());
+    }
+
     /// A channel to ask on; one that the server has closed is replaced.
     pub(crate) async fn asking(&self) -> Result<Channel> {
         let mut asking = self.asking.lock().await;

@@ -41,9 +41,13 @@ impl Shared {
     /// The same of a queue that should be there, over the channel that all ask on. Who closes that one by asking for a missing
     /// queue gives all others its answer, so only a timeout and a count are believed at once.
     pub(crate) async fn how_many(&self, queue: &ShortString) -> Result<Option<u32>> {
-        match self.count(&self.asking().await?, queue).await {
+        let channel = self.asking().await?;
+        match self.count(&channel, queue).await {
             Ok(Some(count)) => Ok(Some(count)),
-            Err(e) if e.kind() == ErrorKind::Timeout => Err(e),
+            Err(e) if e.kind() == ErrorKind::Timeout => {
+                self.ask_elsewhere(&channel).await;
+                Err(e)
+            }
             Ok(None) | Err(_) => self.probe(queue).await,
         }
     }

@@ -130,7 +130,12 @@ impl Feed {
         full[band] = count >= requests * batch;
         match parts.into_iter().find_map(Result::err) {
             Some(e) if count == 0 => Err(e),
-            _ => Ok(count),
+            Some(error) => {
+                let queue = self.lines.queue.as_str();
+                tracing::debug!(queue, %error, "one of several requests for tasks failed");
+                Ok(count)
+            }
+            None => Ok(count),
         }
     }
 

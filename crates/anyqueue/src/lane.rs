@@ -147,6 +147,10 @@ impl Lane {
         self.sent(&*broker, std::slice::from_ref(envelope)).await.pop().unwrap_or_else(|| Err(no_answer()))
     }
 
+    fn start_flush(self: &Arc<Self>) {
+        drop(self.io.spawn(self.clone().flush()));
+    }
+
     async fn flush(self: Arc<Self>) {
         let mut next = Next { lane: &self, carried: 0 };
         let broker = match self.broker.connected().await {
@@ -164,11 +168,17 @@ impl Lane {
                 waiting.carried -= std::mem::take(&mut next.carried);
                 // An equal share of all that is on its way: requests of equal size keep both sides busy.
                 let all = waiting.tasks.len() + waiting.carried;
-                let fair = all.div_ceil(self.most_requests(all));
-                let count = waiting.tasks.len().min(most).min(fair);
+                let requests = self.most_requests(all).min(MOST_REQUESTS);
+                let count = waiting.tasks.len().min(most).min(all.div_ceil(requests));
                 waiting.carried += count;
                 next.carried = count;
-                waiting.tasks.drain(..count).unzip()
+                let batch = waiting.tasks.drain(..count).unzip();
+                if !waiting.tasks.is_empty() && waiting.requests < requests {
+                    // What came before it was connected, and nobody else comes for.
+                    waiting.requests += 1;
+                    self.start_flush();
+                }
+                batch
             };
             if batch.is_empty() {
                 return;
@@ -213,7 +223,7 @@ impl Drop for Next<'_> {
         if waiting.tasks.is_empty() {
             waiting.requests -= 1;
         } else {
-            drop(self.lane.io.spawn(self.lane.clone().flush()));
+            self.lane.start_flush();
         }
     }
 }

@@ -54,7 +54,16 @@ impl Keeper {
             let mut pause = SOON;
             loop {
                 let name = &self.layout.bands[band];
-                let count = self.shared.how_many(name).await?;
+                let count = match self.shared.how_many(name).await {
+                    // What is worked on does not suffer when a question about it stays without an answer.
+                    Err(e) if e.is_retryable() && channel.status().connected() => {
+                        tracing::debug!(queue = self.line.queue.as_str(), error = chain(&e), "what is ready is not known");
+                        self.line.state().answer(question, false);
+                        self.line.bell.notify_one();
+                        return Ok(());
+                    }
+                    count => count?,
+                };
                 let count =
                     count.ok_or_else(|| Error::new(ErrorKind::NotFound, "the queue was deleted").with("server_queue", name))?;
                 // What the server had sent before it answers this is here afterwards.
@@ -64,6 +73,10 @@ impl Keeper {
                 if clear || self.shared.clock.now() >= give_up {
                     sure &= clear;
                     break;
+                }
+                if self.line.state().is_over(self.shared.clock.now()) {
+                    // It is looked again once that is given back.
+                    return Ok(());
                 }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(SELDOM);

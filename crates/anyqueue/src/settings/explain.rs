@@ -90,9 +90,8 @@ impl Lines<'_> {
             let value = specs.find(|spec| spec.key == key).and_then(|spec| queue.options.shown(spec));
             self.add(&["queues", name, key], value.unwrap_or_default());
         }
-        let own = |task: &str| dotted(&["queues", name, "workers", task, "elsewhere"]);
-        let (own, listed): (Vec<_>, Vec<_>) =
-            queue.elsewhere.iter().map(String::as_str).partition(|task| self.settings.sets(&own(task)));
+        let own = |task: &str| queue.workers.get(task).is_some_and(|worker| worker.elsewhere);
+        let listed: Vec<_> = queue.elsewhere.iter().map(String::as_str).filter(|task| !own(task)).collect();
         if !listed.is_empty() {
             let list = self.settings.origin(&dotted(&["queues", name, "workers"]));
             self.add(&["queues", name, "elsewhere"], listed.join(", "));
@@ -110,7 +109,7 @@ impl Lines<'_> {
             set("priority", worker.priority.map(|n| n.to_string()));
             set("delay", worker.delay.map(time::show));
             set("ttr", worker.ttr.map(time::show));
-            set("elsewhere", own.contains(&task.as_str()).then(|| "true".into()));
+            set("elsewhere", worker.elsewhere.then(|| "true".into()));
             self.policy(&path, &worker.policy, Some(&queue.policy), longest);
         }
     }

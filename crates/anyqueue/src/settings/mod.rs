@@ -108,11 +108,6 @@ impl Settings {
         &self.drivers
     }
 
-    /// Whether a layer has a value for exactly this key.
-    fn sets(&self, key: &str) -> bool {
-        layer::parse_key(key).is_ok_and(|path| self.origins.is_set(&path))
-    }
-
     /// Where the value of a key came from. The key is written as in TOML: `queues."mail.Out".slots`. For what a queue or
     /// worker did not say itself, the origin of what it took over.
     pub fn origin(&self, key: &str) -> Origin {

@@ -55,6 +55,8 @@ pub struct WorkerSettings {
     pub ttr: Option<Duration>,
     /// The queue's policy with this worker's changes.
     pub policy: Policy,
+    /// Whether it lives in another binary by its own word.
+    pub elsewhere: bool,
 }
 
 impl QueueSettings {
@@ -85,7 +87,7 @@ impl QueueSettings {
     /// A worker of which the settings say nothing, unless they do.
     pub(super) fn add_worker(&mut self, task: &str) {
         let policy = self.policy.clone();
-        let worker = WorkerSettings { exec: None, priority: None, delay: None, ttr: None, policy };
+        let worker = WorkerSettings { exec: None, priority: None, delay: None, ttr: None, policy, elsewhere: false };
         self.workers.entry(task.to_owned()).or_insert(worker);
     }
 
@@ -165,12 +167,14 @@ impl QueueSettings {
             delay: table.take("delay", value::delay),
             ttr: table.take("ttr", value::ttr),
             policy: self.policy.clone(),
+            elsewhere: false,
         };
         read_policy(&mut table, &mut worker.policy);
         if table.take("elsewhere", value::boolean) == Some(true) {
             if worker.exec.is_some() {
                 table.problem("elsewhere", "a worker with `exec` lives here; remove one of the two");
             }
+            worker.elsewhere = true;
             self.elsewhere.push(task.clone());
         }
         table.finish();

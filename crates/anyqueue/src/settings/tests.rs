@@ -312,11 +312,14 @@ fn what_holds_is_explained_with_its_origin() {
     let line = |key: &str| lines.iter().find(|line| line.key == key).map(|line| format!("{} ({})", line.value, line.origin));
     assert_eq!(line("brokers.default.max_payload").unwrap(), "7 (queue.toml:2)");
     assert_eq!(line("queues.a.elsewhere").unwrap(), "Do.It (queue.toml:4)");
-    let settings = load("[queues.a]\nelsewhere = [\"x\"]\n[queues.a.workers.y]\nelsewhere = true\n");
+    let settings = load(
+        "[queues.a]\nelsewhere = [\"x\"]\n[queues.a.workers.y]\nelsewhere = true\n[queues.a.workers.x]\nelsewhere = false\n",
+    );
     let lines = settings.explain();
     let line = |key: &str| lines.iter().find(|line| line.key == key).map(|line| format!("{} ({})", line.value, line.origin));
     assert_eq!(line("queues.a.elsewhere").unwrap(), "x (queue.toml:2)");
     assert_eq!(line("queues.a.workers.y.elsewhere").unwrap(), "true (queue.toml:4)");
+    assert_eq!(line("queues.a.workers.x.elsewhere"), None);
     let lines = text("").broker("memory:").load().unwrap().explain();
     assert!(lines.iter().any(|line| line.key == "brokers.command-line.url" && line.origin == Origin::Flag), "{lines:?}");
 }

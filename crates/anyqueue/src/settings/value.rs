@@ -128,6 +128,10 @@ pub(super) fn priorities(value: &Value) -> Read<PriorityRange> {
     if text == "all" {
         return Ok(PriorityRange::ALL);
     }
+    if is_address(&text) {
+        // Its parts are what a message would name.
+        return Err("a URL is no range of priorities; write `20-40`, say".into());
+    }
     text.parse().map_err(|e: anyqueue_core::Error| e.to_string())
 }
 

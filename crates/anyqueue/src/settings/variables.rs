@@ -7,6 +7,7 @@ use config::{Map, Value, ValueKind};
 
 use super::layer::{Layer, leaves, slip, table, written};
 use super::origin::{Origin, Origins, Path, dotted};
+use super::value;
 
 /// What is below the variables.
 #[derive(Debug)]
@@ -60,7 +61,8 @@ pub(super) fn read(variables: &[(String, String)], mut below: Below<'_>, origins
         let path = match below.path_of(&given.parts, given.spelt, given.is_empty_table()) {
             Ok(path) => path,
             Err(why) => {
-                problems.push(format!("{name}: {}", slip(&given.value).unwrap_or(why)));
+                let slip = slip(&given.value).map_or_else(String::new, |slip| format!("; {slip}"));
+                problems.push(format!("{name}: {why}{slip}"));
                 continue;
             }
         };
@@ -94,7 +96,7 @@ pub(super) fn read(variables: &[(String, String)], mut below: Below<'_>, origins
         let known = below.tasks_of(&layer, &worker[1]);
         let known = suggest(name, known.iter().map(String::as_str));
         problems
-            .push(format!("{by}: there is nothing called `{name}` in `{place}`, and no variable gives it an `exec`; {known}"));
+            .push(format!("{by}: there is nothing called `{name}` in `{place}`, and no variable gives it an `exec` or says that it is `elsewhere`; {known}"));
     }
     if problems.is_empty() { Ok(layer) } else { Err(Error::config(problems.join("\n"))) }
 }
@@ -191,7 +193,8 @@ impl<'a> Below<'a> {
                 continue;
             }
             for (task, worker) in tables(table(Some(keys), "workers")) {
-                if !tasks.contains(task) && !worker.contains_key("exec") {
+                let elsewhere = worker.get("elsewhere").is_some_and(|value| value::boolean(value) == Ok(true));
+                if !tasks.contains(task) && !worker.contains_key("exec") && !elsewhere {
                     found.push(workers.iter().cloned().chain([task.clone()]).collect());
                 }
             }

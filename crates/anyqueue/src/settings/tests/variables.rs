@@ -160,6 +160,8 @@ fn a_worker_that_is_new_beside_the_one_that_is_built_in_needs_a_program_too() {
         let error = problems(load(&format!("ANYQUEUE__QUEUES__DEFAULT__WORKERS__{name}__TTR"), "9")).join(" ");
         assert!(error.contains("`test`"), "{error}");
     }
+    let settings = load("ANYQUEUE__QUEUES__DEFAULT__WORKERS__RENDER__ELSEWHERE", "true").unwrap();
+    assert_eq!(settings.queue("default").unwrap().tasks(), ["render"], "or to live elsewhere");
     let settings = load("ANYQUEUE__QUEUES__DEFAULT__WORKERS__TEST__TTR", "9").unwrap();
     assert_eq!(settings.queue("default").unwrap().workers["test"].ttr, Some(secs(9)));
 }
@@ -170,6 +172,8 @@ fn a_table_with_a_slip_says_what_the_slip_is() {
         let error = problems(text(file).environment([("ANYQUEUE__QUEUES__MAIL", "{ttr = 5m}")]).load()).join(" ");
         assert!(error.contains("no table: ") && error.contains("needs quotes"), "{error}");
     }
+    let typo = text("[queues.mail]\n").environment([("ANYQUEUE__QUEUES__MIAL__LABEL", "{m}")]).load();
+    assert!(problems(typo).join(" ").contains("did you mean `mail`?"), "a slip hides no other mistake");
     let label = text("").environment([("ANYQUEUE__QUEUES__MAIL__LABEL", "{m")]).load().unwrap();
     assert_eq!(label.queue("mail").unwrap().label, "{m", "a text may begin like a table");
 }
@@ -190,7 +194,9 @@ fn a_url_in_the_wrong_place_is_not_repeated() {
         "ROUTES__MAIL",
     ] {
         let name = format!("ANYQUEUE__{key}");
-        let error = text("").environment([(&name, "redis://u:hunter2@h")]).load().unwrap_err();
-        assert!(!format!("{error} {error:?}").contains("hunter2"), "{name}: {error}");
+        for url in ["redis://u:hunter2@h", "redis://u:hunter-2@h"] {
+            let error = text("").environment([(&name, url)]).load().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter"), "{name}: {error}");
+        }
     }
 }
