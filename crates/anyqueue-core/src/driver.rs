@@ -179,7 +179,10 @@ impl BrokerUrl {
         for host in hosts.split(',').filter(|host| !host.is_empty()) {
             let (name, port) = match host.rsplit_once(':') {
                 Some((name, port)) if !port.contains(']') => {
-                    let wrong = |_| bad(&format!("the port of host `{name}` is not a number up to 65535"));
+                    // Where there is an `@` more, what looks like a host may be a part of a password.
+                    let is_clear = text.matches('@').count() == usize::from(login.is_some());
+                    let host = if is_clear { format!("host `{name}`") } else { "a host".to_owned() };
+                    let wrong = |_| bad(&format!("the port of {host} is not a number up to 65535"));
                     (name, Some(port.parse().map_err(wrong)?))
                 }
                 _ => (host, None),
@@ -251,9 +254,10 @@ mod tests {
             let error = format!("{:?}", BrokerUrl::parse(cut).unwrap_err());
             assert!(error.contains("is written %2F") && !error.contains("sec") && !error.contains("ret@"), "{error}");
         }
-        for port in ["redis://u:sec", "redis://h:sec/0?ca=a@b"] {
+        let more = ["redis://u:sec:r?et=x@h", "amqp://u:se@sec:x/rest@h", "amqp://u:12,sec:x?a=b@h"];
+        for port in ["redis://u:sec", "redis://h:sec/0?ca=a@b"].into_iter().chain(more) {
             let error = BrokerUrl::parse(port).unwrap_err().to_string();
-            assert!(error.contains("the port of host") && !error.contains("sec"), "{error}");
+            assert!(error.contains("the port of ") && !error.contains("sec"), "{error}");
         }
     }
 }

@@ -60,6 +60,8 @@ impl Keeper {
                         tracing::debug!(queue = self.line.queue.as_str(), error = chain(&e), "what is ready is not known");
                         self.line.state().answer(question, false);
                         self.line.bell.notify_one();
+                        // It may be asked again at once, and fail as soon.
+                        tokio::time::sleep(STUCK).await;
                         return Ok(());
                     }
                     count => count?,
