@@ -11,9 +11,10 @@ use crate::line::Session;
 /// How long it is looked for what a band says it has.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long it is waited for what is on its way to us, or back.
-const ON_THE_WAY: Duration = Duration::from_millis(300);
-/// What has not changed for this long is waited for no more: somebody else may have it already.
-const STUCK: Duration = Duration::from_millis(50);
+const ON_THE_WAY: Duration = Duration::from_millis(600);
+/// What has not changed for this long is waited for no more: somebody else may have it already. A server under load is slow,
+/// and what is given up here comes back out of line.
+const STUCK: Duration = Duration::from_millis(300);
 /// How soon the server is asked again, and how seldom if it hesitates.
 const SOON: Duration = Duration::from_millis(2);
 const SELDOM: Duration = Duration::from_millis(16);
@@ -61,7 +62,7 @@ impl Keeper {
                         self.line.state().answer(question, false);
                         self.line.bell.notify_one();
                         // It may be asked again at once, and fail as soon.
-                        tokio::time::sleep(STUCK).await;
+                        tokio::time::sleep(SELDOM).await;
                         return Ok(());
                     }
                     count => count?,
