@@ -205,6 +205,11 @@ pub fn is_address(text: &str) -> bool {
     text.contains("://") || (text.contains(':') && text.contains('@'))
 }
 
+/// Writes a text into a message, unless a password may be in it.
+pub fn quoted(text: &str) -> String {
+    if is_address(text) { "a URL".into() } else { format!("`{text}`") }
+}
+
 impl fmt::Display for BrokerUrl {
     /// Without user, password and query: what may be shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

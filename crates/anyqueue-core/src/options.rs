@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::driver::{BrokerUrl, Driver, OptionSpec, is_address};
+use crate::driver::{BrokerUrl, Driver, OptionSpec, is_address, quoted};
 use crate::error::{Error, Result};
 use crate::{names, time};
 
@@ -65,7 +65,7 @@ impl Options {
 
     fn wrong(key: &str, value: &Value, wanted: &str) -> Error {
         let value = match value.as_str() {
-            Some(text) if is_address(text) => "a URL".to_owned(),
+            Some(text) if is_address(text) => quoted(text),
             _ => value.to_string(),
         };
         Error::config(format!("option `{key}` is {value}; it takes {wanted}"))
@@ -133,8 +133,8 @@ impl Options {
         match words.iter().find(|(word, _)| *word == text) {
             Some((_, value)) => Ok(Some(*value)),
             None => {
-                let shown = if is_address(&text) { "a URL".to_owned() } else { format!("`{text}`") };
-                Err(Error::config(format!("option `{key}` is {shown}; {}", names::suggest(&text, known().collect::<Vec<_>>()))))
+                let (shown, known) = (quoted(&text), names::suggest(&text, known().collect::<Vec<_>>()));
+                Err(Error::config(format!("option `{key}` is {shown}; {known}")))
             }
         }
     }

@@ -134,7 +134,9 @@ impl Lane {
             } else {
                 let (answer, answered) = oneshot::channel();
                 waiting.tasks.push_back((envelope.clone(), answer));
-                more.then(|| drop(self.io.spawn(self.clone().flush())));
+                if more {
+                    self.start_flush();
+                }
                 Some(answered)
             }
         };

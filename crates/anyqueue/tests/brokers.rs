@@ -2,51 +2,19 @@
 #![allow(clippy::unwrap_used, reason = "a test that meets an error fails")]
 #![cfg(feature = "memory")]
 
-use std::collections::HashMap;
+#[path = "support/staged.rs"]
+mod staged;
+
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use anyqueue::testing::{all_sent, drain, queues};
-use anyqueue::{Drivers, NewTask, Outcome, Queue, QueueName, Queues, Runner, Settings, Task, TestClock};
-use anyqueue_core::{
-    Batch, Broker, Bytes, Capabilities, ConnectOptions, ConsumeOptions, Driver, Error, Figure, Link, NativeFacts, Settlement,
-    Support, Wire,
-};
+use anyqueue::{NewTask, Outcome, Queue, QueueName, Queues, Runner, Settings, Task, TestClock};
+use anyqueue_core::{Batch, Bytes, Capabilities, ConsumeOptions, Error, Figure, Link, NativeFacts, Settlement, Support, Wire};
 use anyqueue_testkit::{Faults, Faulty, Record, Scripted, Verb};
-
-/// Brokers made by tests, by the path of the URL that finds them.
-static BROKERS: LazyLock<Mutex<HashMap<String, Arc<dyn Broker>>>> = LazyLock::new(Mutex::default);
-
-const DRIVER: Driver = Driver {
-    name: "staged",
-    schemes: &["staged"],
-    summary: "a broker that a test has made",
-    example: "staged:name",
-    options: &[],
-    capabilities: Capabilities::FULL,
-    connect: |options: ConnectOptions| {
-        Box::pin(async move {
-            let found = BROKERS.lock().unwrap().get(&options.url.path).cloned();
-            found.ok_or_else(|| Error::unavailable("connection refused"))
-        })
-    },
-};
-
-/// Queues `q` on a staged broker, and `other` on the memory broker.
-async fn staged(name: &str, broker: Option<Arc<dyn Broker>>, clock: TestClock) -> Queues {
-    if let Some(broker) = broker {
-        BROKERS.lock().unwrap().insert(name.into(), broker);
-    }
-    let text = format!(
-        "default_broker = \"staged\"\n[brokers.staged]\nurl = \"staged:{name}\"\nsend_timeout = \"5s\"\n[brokers.memory]\nurl = \"memory:\"\n\
-         [queues.q]\nttr = 10\n[queues.other]\nbroker = \"memory\"\n"
-    );
-    let drivers = Drivers::enabled().with(&DRIVER);
-    let settings = Settings::builder().text("test", &text).environment([]).drivers(drivers).load().unwrap();
-    Queues::builder(settings).clock(clock).connect().await.unwrap()
-}
+use staged::{BROKERS, staged};
 
 fn q() -> QueueName {
     QueueName::new("q").unwrap()

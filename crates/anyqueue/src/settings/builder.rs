@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyqueue_core::{BrokerUrl, Error, QueueName, Result, suggest};
+use anyqueue_core::{BrokerUrl, Error, QueueName, Result, quoted, suggest};
 use config::{Map, Value};
 
 use super::broker::{BrokerSettings, Brokers};
@@ -268,7 +268,7 @@ fn routes(mut table: Table<'_>, queues: &BTreeMap<QueueName, QueueSettings>) -> 
     for (pattern, queue) in table.rest(value::text) {
         if !queues.contains_key(queue.as_str()) {
             let known = suggest(&queue, queues.keys().map(QueueName::as_str));
-            table.problem(&pattern, &format!("there is no queue {}; {known}", value::named(&queue)));
+            table.problem(&pattern, &format!("there is no queue {}; {known}", quoted(&queue)));
         } else if let Ok(route) = Route::read(pattern, &queue) {
             routes.push(route);
         }

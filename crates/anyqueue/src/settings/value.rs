@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use anyqueue_core::{PriorityRange, is_address, priority, suggest, time};
+use anyqueue_core::{PriorityRange, is_address, priority, quoted, suggest, time};
 use config::{Value, ValueKind};
 
 use crate::policy::TimeLimit;
@@ -17,7 +17,7 @@ fn shown(value: &Value) -> String {
         ValueKind::Table(_) => "a table".into(),
         ValueKind::Array(_) => "a list".into(),
         ValueKind::Nil => "nothing".into(),
-        _ => named(&value.to_string()),
+        _ => quoted(&value.to_string()),
     }
 }
 
@@ -31,11 +31,6 @@ pub(super) fn discreet(message: String, value: &Value) -> String {
         ValueKind::Array(items) => items.iter().fold(message, discreet),
         _ => message,
     }
-}
-
-/// Writes a text into a message, unless a password may be in it.
-pub(super) fn named(text: &str) -> String {
-    if is_address(text) { "a URL".into() } else { format!("`{text}`") }
 }
 
 pub(super) fn text(value: &Value) -> Read<String> {

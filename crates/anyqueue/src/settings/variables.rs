@@ -95,8 +95,8 @@ pub(super) fn read(variables: &[(String, String)], mut below: Below<'_>, origins
         let (place, name) = (dotted(&worker[..3]), &worker[3]);
         let known = below.tasks_of(&layer, &worker[1]);
         let known = suggest(name, known.iter().map(String::as_str));
-        problems
-            .push(format!("{by}: there is nothing called `{name}` in `{place}`, and no variable gives it an `exec` or says that it is `elsewhere`; {known}"));
+        let lacks = "no variable gives it an `exec` or says that it is `elsewhere`";
+        problems.push(format!("{by}: there is nothing called `{name}` in `{place}`, and {lacks}; {known}"));
     }
     if problems.is_empty() { Ok(layer) } else { Err(Error::config(problems.join("\n"))) }
 }
