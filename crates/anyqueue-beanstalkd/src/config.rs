@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{ConnectOptions, Create, Error, OptionSpec, Options, QueueName, Result, priority};
+use anyqueue_core::{ConnectOptions, Create, Error, OptionSpec, Options, QueueName, Result, priority, quoted};
 
 /// The port that beanstalkd listens on unless told otherwise.
 const PORT: u16 = 11300;
@@ -106,7 +106,10 @@ fn bands(options: &Options) -> Result<Option<Vec<u32>>> {
         ends.push(u32::MAX);
     }
     if !ends.is_sorted_by(|a, b| a < b) {
-        return Err(Error::config(format!("`bands` is {list:?}; write the last priority of each band, rising: [512, 2048]")));
+        return Err(Error::config(format!(
+            "`bands` is {}; write the last priority of each band, rising: [512, 2048]",
+            quoted(&list.join(","))
+        )));
     }
     Ok(Some(ends))
 }

@@ -145,9 +145,9 @@ impl BrokerUrl {
     pub fn parse(text: &str) -> Result<Self> {
         let bad =
             |why: &str| Error::invalid(format!("broker URL: {why}; write it like `sqlite:./queue.db` or `redis://host:6379`"));
-        let (scheme, rest) = text.split_once(':').ok_or_else(|| bad(&format!("`{text}` has no scheme")))?;
+        let (scheme, rest) = text.split_once(':').ok_or_else(|| bad(&format!("{} has no scheme", quoted(text))))?;
         if scheme.is_empty() || !scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c)) {
-            return Err(bad(&format!("`{scheme}` is no scheme")));
+            return Err(bad(&format!("{} is no scheme", quoted(scheme))));
         }
         let decode = |part: &str| percent_decode_str(part).decode_utf8_lossy().into_owned();
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -172,22 +172,26 @@ impl BrokerUrl {
             url.password = password.map(decode);
         }
         // A password is cut at one of these, and its rest would be read, and shown, as a path or an option.
-        let is_cut = path.contains('@') || text.split_once('?').is_some_and(|(_, query)| query.split('&').any(in_key));
-        if login.is_none() && hosts.contains(':') && is_cut {
+        if path.contains('@') || text.split_once('?').is_some_and(|(_, query)| query.split('&').any(has_login_sign)) {
             return Err(bad("a `/`, `?` or `#` in a password is written %2F, %3F or %23, and an `@` behind the hosts %40"));
         }
-        for host in hosts.split(',').filter(|host| !host.is_empty()) {
+        for (n, host) in hosts.split(',').filter(|host| !host.is_empty()).enumerate() {
+            // What looks like a host may be a part of a password, so none is named before all are read.
+            let place = n + 1;
             let (name, port) = match host.rsplit_once(':') {
                 Some((name, port)) if !port.contains(']') => {
-                    // Where there is an `@` more, what looks like a host may be a part of a password.
-                    let is_clear = text.matches('@').count() == usize::from(login.is_some());
-                    let host = if is_clear { format!("host `{name}`") } else { "a host".to_owned() };
-                    let wrong = |_| bad(&format!("the port of {host} is not a number up to 65535"));
+                    let wrong = |_| bad(&format!("the port of host {place} is not a number up to 65535"));
                     (name, Some(port.parse().map_err(wrong)?))
                 }
                 _ => (host, None),
             };
-            url.hosts.push((decode(name.trim_start_matches('[').trim_end_matches(']')), port));
+            let bracketed = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+            let (name, more) = bracketed.map_or((name, "-._"), |address| (address, ":%."));
+            if name.is_empty() || !name.chars().all(|c| c.is_alphanumeric() || more.contains(c)) {
+                let why = "a host is a name or an address, IPv6 in brackets; an `@` ends user and password";
+                return Err(bad(&format!("host {place} is none: {why}")));
+            }
+            url.hosts.push((name.to_owned(), port));
         }
         let root = if url.hosts.is_empty() { "/" } else { "" };
         url.path = format!("{root}{}", decode(path));
@@ -195,19 +199,29 @@ impl BrokerUrl {
     }
 }
 
-/// Whether an option's key has a sign that ends a login.
-fn in_key(pair: &str) -> bool {
-    pair.split_once('=').map_or(pair, |(key, _)| key).contains('@')
+/// Whether there is an `@` in an option where none belongs: in its key, or in a value that is no URL of its own.
+fn has_login_sign(pair: &str) -> bool {
+    let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+    key.contains('@') || value.split_once('@').is_some_and(|(before, _)| !before.contains("://"))
 }
 
 /// Whether a text looks like the URL of a broker, in which there may be a password.
 pub fn is_address(text: &str) -> bool {
-    text.contains("://") || (text.contains(':') && text.contains('@'))
+    text.contains("://") || has_login(text)
+}
+
+/// Whether a text may hold a user and a password.
+pub fn has_login(text: &str) -> bool {
+    ["@", "%40", "\u{ff20}"].iter().any(|sign| text.contains(sign))
 }
 
 /// Writes a text into a message, unless a password may be in it.
 pub fn quoted(text: &str) -> String {
-    if is_address(text) { "a URL".into() } else { format!("`{text}`") }
+    match text {
+        _ if text.contains("://") => "a URL".into(),
+        _ if has_login(text) => "`…@…`".into(),
+        _ => format!("`{text}`"),
+    }
 }
 
 impl fmt::Display for BrokerUrl {
@@ -215,7 +229,9 @@ impl fmt::Display for BrokerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.scheme)?;
         if self.hosts.is_empty() {
-            return f.write_str(&self.path);
+            // A login that was not written behind `//` would be here; a file has a right to its `@`.
+            let is_file = self.path.starts_with(['/', '.']) && !self.path.contains(':');
+            return f.write_str(if is_file || !has_login(&self.path) { &self.path } else { "(not shown)" });
         }
         f.write_str("//")?;
         for (n, (host, port)) in self.hosts.iter().enumerate() {
@@ -253,16 +269,38 @@ mod tests {
         for bad in ["queue.db", ":x", "a b:c", "redis://h:99999"] {
             assert!(BrokerUrl::parse(bad).is_err(), "{bad}");
         }
-        let error = BrokerUrl::parse("redis://u:secret@h:port").unwrap_err();
-        assert!(!format!("{error} {error:?}").contains("secret"));
-        for cut in ["redis://u:sec/ret@h", "redis://u:sec?ret@h:6379", "sqs://A:sec#x/ret@eu-west-1", "amqp://u:12/ret@h"] {
-            let error = format!("{:?}", BrokerUrl::parse(cut).unwrap_err());
-            assert!(error.contains("is written %2F") && !error.contains("sec") && !error.contains("ret@"), "{error}");
+        assert_eq!(BrokerUrl::parse("sqlite:./a@b/q.db").unwrap().to_string(), "sqlite:./a@b/q.db");
+        let nested = BrokerUrl::parse("amqp://h?management=http://u:p@h:15672").unwrap();
+        assert_eq!(nested.query, [("management".into(), "http://u:p@h:15672".into())]);
+    }
+
+    #[test]
+    fn what_may_be_a_password_is_never_shown() {
+        let cut = ["redis://u:sec/ret@h", "redis://u:sec?ret@h:6379", "sqs://A:sec#x/ret@eu-west-1", "amqp://u:12/sec@h"];
+        let cut_after_a_login =
+            ["redis://u:p@x/sec@h:6379", "redis://u:p@ss?sec@h", "redis://u:1?sec=x@h", "redis://u:p@ss?a=sec@h"];
+        for text in cut.into_iter().chain(cut_after_a_login) {
+            let error = format!("{:?}", BrokerUrl::parse(text).unwrap_err());
+            assert!(error.contains("is written %2F") && !error.contains("sec"), "{error}");
         }
-        let more = ["redis://u:sec:r?et=x@h", "amqp://u:se@sec:x/rest@h", "amqp://u:12,sec:x?a=b@h"];
-        for port in ["redis://u:sec", "redis://h:sec/0?ca=a@b"].into_iter().chain(more) {
-            let error = BrokerUrl::parse(port).unwrap_err().to_string();
-            assert!(error.contains("the port of ") && !error.contains("sec"), "{error}");
+        let ports =
+            ["redis://u:sec", "redis://u:sec@h:port", "redis://u:sec:r?et=x", "amqp://u:se@sec:x/rest", "amqp://u:12,sec:x"];
+        for text in ports {
+            let error = format!("{:?}", BrokerUrl::parse(text).unwrap_err());
+            assert!(error.contains("the port of host ") && !error.contains("sec"), "{error}");
+        }
+        for text in
+            ["redis://u:sec%40h:6379", "redis://u:sech:6379", "redis://u:sec\u{ff20}h:1", "redis://::1:6379", "redis://a b"]
+        {
+            let error = format!("{:?}", BrokerUrl::parse(text).unwrap_err());
+            assert!(error.contains("IPv6 in brackets") && !error.contains("sec"), "{error}");
+        }
+        for text in ["u-sec@h:6379", "redis//u%3Asec@h", "u:sec@h"] {
+            let shown = BrokerUrl::parse(text).map_or_else(|e| format!("{e:?}"), |url| format!("{url}"));
+            assert!(!shown.contains("sec"), "{shown}");
+        }
+        for text in ["redis:/u:sec@h:6379", "amqp:u:sec@h", "redis:///u:sec@h", "redis:\\\\u:sec@h", "amqp:u%3Asec%40h"] {
+            assert!(!format!("{:?}", BrokerUrl::parse(text)).contains("sec"), "{text}");
         }
     }
 }

@@ -27,7 +27,7 @@ pub use async_trait::async_trait;
 pub use broker::{Admin, Broker, BrokerInfo, Consumer, Declared, DeliveryFilter, Drift, Settler};
 pub use bytes::Bytes;
 pub use capabilities::{Batch, Bounds, Capabilities, Counts, Death, Durability, Exactness, Fencing, Link, Order, Support};
-pub use driver::{BrokerUrl, ConnectOptions, Connecting, Create, Driver, OptionSpec, is_address, quoted};
+pub use driver::{BrokerUrl, ConnectOptions, Connecting, Create, Driver, OptionSpec, has_login, is_address, quoted};
 pub use error::{BoxError, Effect, Error, ErrorKind, Result, chain};
 pub use incoming::{Defaults, Incoming};
 pub use names::{QueueName, TaskId, nearest, suggest};

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::driver::quoted;
 use crate::error::{Error, Result};
 
 /// The name of a queue: 1 to 60 characters of `A-Z a-z 0-9 . _ -`. Case counts.
@@ -29,7 +30,10 @@ impl QueueName {
             return Err(Error::invalid("a queue name has 1 to 60 characters; this one is empty"));
         }
         if let Some(c) = name.chars().find(|c| !(c.is_ascii_alphanumeric() || ".-_".contains(*c))) {
-            return Err(Error::invalid(format!("queue name `{name}` has the character {c:?}; allowed are A-Z a-z 0-9 . _ -")));
+            return Err(Error::invalid(format!(
+                "queue name {} has the character {c:?}; allowed are A-Z a-z 0-9 . _ -",
+                quoted(name)
+            )));
         }
         if name.len() > Self::MAX {
             return Err(Error::invalid(format!(

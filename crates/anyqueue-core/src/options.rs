@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::driver::{BrokerUrl, Driver, OptionSpec, is_address, quoted};
+use crate::driver::{BrokerUrl, Driver, OptionSpec, has_login, is_address, quoted};
 use crate::error::{Error, Result};
 use crate::{names, time};
 
@@ -42,7 +42,7 @@ impl Options {
         match self.0.get(spec.key)? {
             _ if spec.secret => Some("(set)".into()),
             // A login in a URL is nobody's to see, whatever option it was put into.
-            Value::String(text) if is_address(text) && text.contains('@') => Some("(set)".into()),
+            value if has_login(&value.to_string()) => Some("(set)".into()),
             Value::String(text) => Some(text.clone()),
             other => Some(other.to_string()),
         }
@@ -57,17 +57,16 @@ impl Options {
         match self.keys().find(|key| !known.contains(key)) {
             Some(key) => {
                 let place = if per_queue { " for a queue" } else { "" };
-                Err(Error::config(format!("{} has no option `{key}`{place}; {}", driver.name, names::suggest(key, known))))
+                let (shown, known) = (quoted(key), names::suggest(key, known));
+                Err(Error::config(format!("{} has no option {shown}{place}; {known}", driver.name)))
             }
             None => Ok(()),
         }
     }
 
     fn wrong(key: &str, value: &Value, wanted: &str) -> Error {
-        let value = match value.as_str() {
-            Some(text) if is_address(text) => quoted(text),
-            _ => value.to_string(),
-        };
+        let text = value.to_string();
+        let value = if is_address(&text) { quoted(&text) } else { text };
         Error::config(format!("option `{key}` is {value}; it takes {wanted}"))
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use crate::driver::quoted;
 use crate::error::{Error, Result};
 use crate::names;
 
@@ -65,7 +66,8 @@ pub fn parse(text: &str) -> Result<u32> {
     text.parse().map_err(|_| {
         let levels = names::suggest(text, LEVELS.map(|(name, _)| name));
         Error::invalid(format!(
-            "priority `{text}` is neither a number from 0 (most urgent) to {} nor a level; {levels}",
+            "priority {} is neither a number from 0 (most urgent) to {} nor a level; {levels}",
+            quoted(text),
             u32::MAX
         ))
     })

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyqueue_core::time::MAX_TTR;
-use anyqueue_core::{ConnectOptions, Create, Error, Levels, OptionSpec, Options, QueueName, Result, priority, time};
+use anyqueue_core::{ConnectOptions, Create, Error, Levels, OptionSpec, Options, QueueName, Result, priority, quoted, time};
 
 use crate::management::Management;
 
@@ -238,8 +238,8 @@ fn bands(given: &Options) -> Result<Option<Levels>> {
     let Some(list) = given.list("bands")? else { return Ok(None) };
     let bad = || {
         let text = format!(
-            "option `bands` is `{}`; it takes up to 8 rising priorities, the last of each band, or `none`",
-            list.join(",")
+            "option `bands` is {}; it takes up to 8 rising priorities, the last of each band, or `none`",
+            quoted(&list.join(","))
         );
         Error::config(text)
     };

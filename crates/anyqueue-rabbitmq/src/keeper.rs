@@ -280,8 +280,14 @@ impl Keeper {
         // What came before the server's answer lies there.
         self.take_in().await?;
         self.feeds.clear();
-        self.line.state().end_run();
+        {
+            let mut state = self.line.state();
+            state.end_run();
+            state.returning = true;
+        }
+        // Who fails here loses the session, and with it all that this stands for.
         self.give_back(&session).await?;
+        self.line.state().returning = false;
         self.line.bell.notify_one();
         Ok(())
     }

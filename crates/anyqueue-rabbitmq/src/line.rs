@@ -74,6 +74,8 @@ pub(crate) struct State {
     /// Under way: the number of this run of consuming, and how much each band may have open.
     pub(crate) consuming: Option<(u64, usize)>,
     pub(crate) last_run: u64,
+    /// What was fetched is on its way back.
+    pub(crate) returning: bool,
     /// How many are asked for, and since when nobody waits any more.
     pub(crate) demand: usize,
     pub(crate) waiting: usize,
@@ -346,8 +348,7 @@ impl State {
     pub(crate) fn lose_session(&mut self) {
         self.session = None;
         self.epoch = 0;
-        self.consuming = None;
-        self.renew = false;
+        (self.consuming, self.returning, self.renew) = (None, false, false);
         self.look_again();
         self.leases.clear();
         self.unsettled.clear();
@@ -356,9 +357,9 @@ impl State {
         }
     }
 
-    /// Whether nothing is being fetched, and nothing lies here that was.
+    /// Whether nothing is being fetched, and nothing that was is here or on its way back.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.consuming.is_none() && self.bands.iter().all(|band| band.fetched.is_empty())
+        self.consuming.is_none() && !self.returning && self.bands.iter().all(|band| band.fetched.is_empty())
     }
 
     /// Whether somebody asks for tasks, or did a moment ago.

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use anyqueue_core::{Error, ErrorKind, Result, chain};
+use anyqueue_core::{Error, ErrorKind, Result, chain, quoted};
 use lapin::tcp::{AMQPUriTcpExt, OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, Connection, ConnectionProperties, ConnectionState};
@@ -176,7 +176,9 @@ fn uri(config: &Config, host: &str, port: u16) -> AMQPUri {
 fn tls(config: &Config) -> Result<OwnedTLSConfig> {
     let Some(tls) = &config.tls else { return Ok(OwnedTLSConfig::default()) };
     let read = |option: &str, file: &std::path::Path| {
-        std::fs::read(file).map_err(|e| Error::config(format!("option `{option}`: {} cannot be read", file.display())).because(e))
+        std::fs::read(file).map_err(|e| {
+            Error::config(format!("option `{option}`: {} cannot be read", quoted(&file.to_string_lossy()))).because(e)
+        })
     };
     let cert_chain = match &tls.ca {
         Some(file) => Some(String::from_utf8_lossy(&read("tls_ca", file)?).into_owned()),

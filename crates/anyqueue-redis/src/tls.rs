@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyqueue_core::{Error, ErrorKind, Result};
+use anyqueue_core::{Error, ErrorKind, Result, quoted};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -70,5 +70,5 @@ fn certificates(option: &str, file: &Path) -> Result<Vec<CertificateDer<'static>
 }
 
 fn unreadable(option: &str, file: &Path, e: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::config(format!("option `{option}`: {} cannot be read as PEM", file.display())).because(e)
+    Error::config(format!("option `{option}`: {} cannot be read as PEM", quoted(&file.to_string_lossy()))).because(e)
 }

@@ -31,9 +31,12 @@ impl<T: PartialOrd> Rising<T> {
         Self { most: None, stuck: Instant::now() + STUCK, give_up }
     }
 
-    /// Whether it has risen of late, and may rise further.
+    /// Whether it has risen of late, and may rise further. What falls is taken by somebody else.
     fn goes_on(&mut self, height: T) -> bool {
         let now = Instant::now();
+        if self.most.as_ref().is_some_and(|most| height < *most) {
+            return false;
+        }
         if self.most.as_ref().is_none_or(|most| height > *most) {
             (self.most, self.stuck) = (Some(height), now + STUCK);
         }
@@ -55,7 +58,14 @@ impl Keeper {
             let mut pause = SOON;
             loop {
                 let name = &self.layout.bands[band];
-                let count = match self.shared.how_many(name).await {
+                let first = self.line.state().leases.values().map(|lease| lease.deadline).min();
+                let first = first.unwrap_or(give_up + self.shared.config.timeout);
+                let asked = tokio::select! {
+                    asked = self.shared.how_many(name) => asked,
+                    // It is looked again once that is given back.
+                    () = self.shared.clock.sleep_until(first) => return Ok(()),
+                };
+                let count = match asked {
                     // What is worked on does not suffer when a question about it stays without an answer.
                     Err(e) if e.is_retryable() && channel.status().connected() => {
                         tracing::debug!(queue = self.line.queue.as_str(), error = chain(&e), "what is ready is not known");
@@ -105,39 +115,61 @@ impl Keeper {
     /// Waits until the bands count so many. A quorum queue has what is given back a little later, and whoever consumed it in
     /// between would get what is behind that first, or nothing.
     pub(super) async fn until_counted(&self, counts: Vec<(usize, u32)>) {
-        let give_up = Instant::now() + ON_THE_WAY;
-        for (band, wanted) in counts {
-            let mut back = Rising::until(give_up);
-            while let Some(count) = self.counted(band, give_up).await {
-                if count >= wanted || !back.goes_on(count) {
-                    break;
+        let (give_up, mut pause) = (Instant::now() + ON_THE_WAY, SOON);
+        let mut missing: Vec<_> = counts.into_iter().map(|(band, wanted)| (band, wanted, Rising::until(give_up))).collect();
+        loop {
+            let mut still = Vec::new();
+            for (band, wanted, mut back) in missing {
+                let Some(count) = self.counted(band, give_up).await else { continue };
+                if count < wanted && back.goes_on(count) {
+                    still.push((band, wanted, back));
                 }
-                tokio::time::sleep(SOON).await;
             }
+            if still.is_empty() {
+                return;
+            }
+            missing = still;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(SELDOM);
         }
     }
 
     /// Waits until the server has sent all that it may: what is on its way while consuming ends comes back as if its worker
     /// had died.
     pub(super) async fn until_nothing_is_sent(&mut self) -> Result<()> {
-        let give_up = Instant::now() + ON_THE_WAY;
-        for band in self.bands.clone().filter(|_| self.line.state().consuming.is_some()).collect::<Vec<_>>() {
-            let mut came = Rising::until(give_up);
-            while let Some(count) = self.counted(band, give_up).await {
-                let Session { channel, .. } = self.session().await?;
-                self.line.barrier(&self.shared, &channel).await?;
-                self.take_in().await?;
+        if self.line.state().consuming.is_none() {
+            return Ok(());
+        }
+        let (give_up, mut pause) = (Instant::now() + ON_THE_WAY, SOON);
+        let mut coming: Vec<_> = self.bands.clone().map(|band| (band, Rising::until(give_up))).collect();
+        loop {
+            let mut counts = Vec::new();
+            for (band, came) in coming {
+                counts.extend(self.counted(band, give_up).await.filter(|count| *count > 0).map(|_| (band, came)));
+            }
+            if counts.is_empty() {
+                return Ok(());
+            }
+            let Session { channel, .. } = self.session().await?;
+            // What the server had sent before it answers this is here afterwards.
+            self.line.barrier(&self.shared, &channel).await?;
+            self.take_in().await?;
+            coming = Vec::new();
+            for (band, mut came) in counts {
                 let (full, heard) = {
                     let state = self.line.state();
                     (state.is_full(band), state.bands[band].heard)
                 };
-                if count == 0 || full || !came.goes_on(heard) {
-                    break;
+                if !full && came.goes_on(heard) {
+                    coming.push((band, came));
                 }
-                tokio::time::sleep(SOON).await;
             }
+            if coming.is_empty() {
+                return Ok(());
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(SELDOM);
         }
-        Ok(())
     }
 
     /// How much a band has, if that can be learnt in time.

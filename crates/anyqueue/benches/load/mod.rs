@@ -181,17 +181,22 @@ pub(crate) fn now() -> u64 {
 /// How many tasks are sent to measure a pick-up; the first few warm it up.
 pub(crate) const PICKED: u64 = 205;
 
-/// Sends tasks that say when, about 20 per second.
+/// How long to wait before the nth of them is sent: about 20 per second, at no regular pace.
+pub(crate) fn pause(n: u64) -> Duration {
+    Duration::from_millis(30 + (n * 7919) % 40)
+}
+
+/// Sends tasks that say when.
 pub(crate) async fn send_slowly(producer: &Queues) {
     let sender = producer.queue("bench").expect("known");
     for n in 0..PICKED {
-        tokio::time::sleep(Duration::from_millis(30 + (n * 7919) % 40)).await;
+        tokio::time::sleep(pause(n)).await;
         sender.send(NewTask::new("noop", &now())).await.expect("sends");
     }
 }
 
-/// From just before each send of `sending` to the handler's first line.
-pub(crate) async fn latency(what: &str, worker: &Queues, sending: impl Future<Output = ()>) {
+/// From just before each send of `sending` to the handler's first line, in microseconds.
+pub(crate) async fn picked_up(worker: &Queues, sending: impl Future<Output = ()>) -> Vec<u64> {
     let samples = Arc::new(Mutex::new(Vec::new()));
     let noted = samples.clone();
     let handler = Queue::new("bench", ()).worker("noop", move |_, task: Task<u64>| {
@@ -207,12 +212,17 @@ pub(crate) async fn latency(what: &str, worker: &Queues, sending: impl Future<Ou
     }
     handle.stop();
     run.await.expect("no panic").expect("stops");
-    quantiles(what, &samples.lock().expect("no panic"));
+    std::mem::take(&mut samples.lock().expect("no panic"))
 }
 
-/// Prints what of samples in microseconds stands at which place; the first few warmed up.
+/// Without the first few, which warmed it up.
+pub(crate) fn warm(samples: &[u64]) -> Vec<u64> {
+    samples[5..].to_vec()
+}
+
+/// Prints what of samples in microseconds stands at which place.
 pub(crate) fn quantiles(what: &str, samples: &[u64]) {
-    let mut sorted = samples[5..].to_vec();
+    let mut sorted = samples.to_vec();
     sorted.sort_unstable();
     let quantile = |q: f64| sorted[((sorted.len() as f64 * q) as usize).min(sorted.len() - 1)] as f64 / 1000.0;
     println!("  {what:<26} p50 {:.2} ms   p95 {:.2} ms   p99 {:.2} ms", quantile(0.5), quantile(0.95), quantile(0.99));

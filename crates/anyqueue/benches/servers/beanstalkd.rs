@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use crate::load::{Payload, Raw, SENDERS, SLOTS, rate, text};
+use crate::load::{PICKED, Payload, Raw, SENDERS, SLOTS, now, pause, rate, text};
 
 const BATCH: usize = 32;
 
@@ -40,14 +40,35 @@ impl Connection {
         assert!(self.input.read_line(&mut self.line).await.expect("reads") > 0, "the server closed the connection");
         self.line.trim_end()
     }
+
+    /// The answer to a reserve: the job's id; its body goes into `body`, with the end of its line.
+    async fn reserved(&mut self, body: &mut Vec<u8>) -> Option<u64> {
+        let (id, size) = self.reply().await.strip_prefix("RESERVED ")?.split_once(' ').expect("an id and a size");
+        let (id, size): (_, usize) = (id.parse().expect("an id"), size.parse().expect("a size"));
+        body.resize(size + 2, 0);
+        self.input.read_exact(body).await.expect("reads");
+        Some(id)
+    }
+
+    async fn put(&mut self, body: &str) {
+        self.write(format!("put 1024 0 60 {}\r\n{body}\r\n", body.len()).as_bytes()).await;
+        assert!(self.reply().await.starts_with("INSERTED"));
+    }
 }
 
 async fn send(address: SocketAddr, tasks: usize) {
     let mut connection = Connection::open(address).await;
     for id in 0..tasks {
-        let body = text(id as u64);
-        connection.write(format!("put 1024 0 60 {}\r\n{body}\r\n", body.len()).as_bytes()).await;
-        assert!(connection.reply().await.starts_with("INSERTED"));
+        connection.put(&text(id as u64)).await;
+    }
+}
+
+/// Sends tasks that say when.
+async fn send_slowly(address: SocketAddr) {
+    let mut connection = Connection::open(address).await;
+    for n in 0..PICKED {
+        tokio::time::sleep(pause(n)).await;
+        connection.put(&now().to_string()).await;
     }
 }
 
@@ -61,11 +82,8 @@ async fn work(address: SocketAddr) -> usize {
             assert_eq!(connection.reply().await, "DELETED");
         }
         for _ in 0..BATCH {
-            let Some(reserved) = connection.reply().await.strip_prefix("RESERVED ") else { continue };
-            let (id, size) = reserved.split_once(' ').expect("an id and a size");
-            done.push(id.parse().expect("an id"));
-            body.resize(size.parse::<usize>().expect("a size") + 2, 0);
-            connection.input.read_exact(&mut body).await.expect("reads");
+            let Some(id) = connection.reserved(&mut body).await else { continue };
+            done.push(id);
             drop(serde_json::from_slice::<Payload>(&body).expect("a payload"));
         }
         if done.is_empty() {
@@ -102,5 +120,22 @@ impl Raw for RawBeanstalkd {
             count += worker.await.expect("no panic");
         }
         [sent, rate(count, start.elapsed())]
+    }
+}
+
+impl crate::PickUp for RawBeanstalkd {
+    async fn pick_up(&mut self) -> Option<Vec<u64>> {
+        let (mut waiting, mut body, mut samples) = (Connection::open(self.0).await, Vec::new(), Vec::new());
+        let sending = tokio::spawn(send_slowly(self.0));
+        while samples.len() < PICKED as usize {
+            waiting.write(b"reserve\r\n").await;
+            let id = waiting.reserved(&mut body).await.expect("a job");
+            let sent = std::str::from_utf8(&body).expect("text").trim_end();
+            samples.push(now() - sent.parse::<u64>().expect("a time"));
+            waiting.write(format!("delete {id}\r\n").as_bytes()).await;
+            assert_eq!(waiting.reply().await, "DELETED");
+        }
+        sending.await.expect("no panic");
+        Some(samples)
     }
 }

@@ -15,20 +15,46 @@ mod rabbitmq;
 mod redis;
 mod sqs;
 
+use anyqueue::Queues;
 use anyqueue_testkit::{Launch, Process, Server};
-use load::{Raw, latency, queues, speed, wanted};
+use load::{Raw, picked_up, quantiles, queues, send_slowly, speed, wanted, warm};
 
-async fn measured(name: &str, server: &Process, raw: &mut impl Raw, tasks: usize) {
+/// A raw client whose pick-up is measured too, where it is one to compare with.
+trait PickUp {
+    /// Sends tasks at the pace of [`load::pause`] while another connection waits for them: from just before each send until a
+    /// worker has the task, in microseconds.
+    async fn pick_up(&mut self) -> Option<Vec<u64>> {
+        None
+    }
+}
+
+impl PickUp for gearman::RawGearman {}
+impl PickUp for sqs::RawSqs {}
+
+async fn measured(name: &str, server: &Process, raw: &mut (impl Raw + PickUp), tasks: usize) {
     measured_with(name, "", server, raw, tasks).await;
 }
 
-async fn measured_with(name: &str, options: &str, server: &Process, raw: &mut impl Raw, tasks: usize) {
+async fn measured_with(name: &str, options: &str, server: &Process, raw: &mut (impl Raw + PickUp), tasks: usize) {
     println!("{name}{options}");
     let broker = format!("url = \"{name}://{}{options}\"", server.address());
     let (ours, other) = (queues(&broker, "").await, queues(&broker, "").await);
     let used = || server.id().map_or(0.0, load::meter::cpu_of);
     speed(&ours, raw, tasks, used).await;
-    latency("W4 by another connection", &ours, load::send_slowly(&other)).await;
+    latencies(&ours, &other, raw).await;
+}
+
+/// The pick-up of a worker beside a raw client's, by turns.
+async fn latencies(worker: &Queues, producer: &Queues, raw: &mut impl PickUp) {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        ours.extend(warm(&picked_up(worker, send_slowly(producer)).await));
+        theirs.extend(raw.pick_up().await.iter().flat_map(|samples| warm(samples)));
+    }
+    quantiles("W4 by another connection", &ours);
+    if !theirs.is_empty() {
+        quantiles("W4 of the raw client", &theirs);
+    }
 }
 
 async fn start(program: &str, arguments: &[&str]) -> Process {
@@ -41,8 +67,8 @@ async fn run(tasks: usize) {
             ["--port", "{port}", "--bind", "127.0.0.1", "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""];
         let server = start("redis-server", &arguments).await;
         let client = ::redis::Client::open(format!("redis://{}", server.address())).expect("an address");
-        let connection = client.get_multiplexed_async_connection().await.expect("connects");
-        measured("redis", &server, &mut redis::RawRedis(connection), tasks).await;
+        let mut raw = redis::RawRedis::connect(client).await;
+        measured("redis", &server, &mut raw, tasks).await;
     }
     if wanted("beanstalkd") {
         let server = start("beanstalkd", &["-l", "127.0.0.1", "-p", "{port}", "-b", "{dir}"]).await;

@@ -13,7 +13,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
 
-use crate::load::{Payload, Raw, SENDERS, SLOTS, latency, queues, rate, send_slowly, speed, text};
+use crate::load::{PICKED, Payload, Raw, SENDERS, SLOTS, now, pause, queues, rate, speed, text};
 
 const BATCH: usize = 32;
 const QUEUE: &str = "raw";
@@ -101,6 +101,32 @@ impl Raw for RawRabbitMq {
     }
 }
 
+impl crate::PickUp for RawRabbitMq {
+    async fn pick_up(&mut self) -> Option<Vec<u64>> {
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+        let mut feed = self.working.basic_consume(QUEUE.into(), "".into(), options, arguments).await.expect("consumes");
+        let channel = self.sending.clone();
+        let sending = tokio::spawn(async move {
+            for n in 0..PICKED {
+                tokio::time::sleep(pause(n)).await;
+                let (to, persistent) = (ShortString::from(QUEUE), BasicProperties::default().with_delivery_mode(2));
+                let sent = now().to_string();
+                let put = channel.basic_publish("".into(), to, MANDATORY, sent.as_bytes(), persistent);
+                assert!(put.await.expect("sends").await.expect("confirms").is_ack());
+            }
+        });
+        let mut samples = Vec::new();
+        while samples.len() < PICKED as usize {
+            let delivery = feed.next().await.expect("goes on").expect("a delivery");
+            samples.push(now() - std::str::from_utf8(&delivery.data).expect("text").parse::<u64>().expect("a time"));
+            self.working.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await.expect("acknowledges");
+        }
+        sending.await.expect("no panic");
+        self.working.basic_cancel(feed.tag(), lapin::options::BasicCancelOptions::default()).await.expect("cancels");
+        Some(samples)
+    }
+}
+
 /// Quorum and classic queues, each on a server of its own.
 pub(crate) async fn run(tasks: usize) {
     for kind in ["quorum", "classic"] {
@@ -112,6 +138,6 @@ pub(crate) async fn run(tasks: usize) {
         let (ours, other) = (queues(&broker, "").await, queues(&broker, "").await);
         let used = || server.id().map_or(0.0, crate::load::meter::cpu_of);
         speed(&ours, &mut raw, tasks, used).await;
-        latency("W4 by another connection", &ours, send_slowly(&other)).await;
+        crate::latencies(&ours, &other, &mut raw).await;
     }
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyqueue::core::Envelope;
 use anyqueue::{NewTask, Queue, QueueName, Queues, Runner, Task};
 use load::{
-    Payload, Raw, SENDERS, SLOTS, counting, latency, median, meter, payload, quantiles, rate, send_slowly, speed, wanted,
+    Payload, Raw, SENDERS, SLOTS, counting, median, meter, payload, picked_up, quantiles, rate, send_slowly, speed, wanted, warm,
 };
 use tokio::sync::Semaphore;
 
@@ -77,6 +77,10 @@ async fn measured(tasks: usize) {
     }
 }
 
+async fn latency(what: &str, worker: &Queues, sending: impl Future<Output = ()>) {
+    quantiles(what, &warm(&picked_up(worker, sending).await));
+}
+
 async fn pick_up() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("q.db");
@@ -87,7 +91,7 @@ async fn pick_up() {
     // The same commits alone: what a disk that is slow now and then costs everybody.
     let mut raw = raw::Raw::open(&folder.path().join("raw.db"), true);
     let samples = tokio::task::spawn_blocking(move || raw.pick_up_slowly()).await.expect("no panic");
-    quantiles("W4 of the raw ceiling", &samples);
+    quantiles("W4 of the raw ceiling", &warm(&samples));
     let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
     let mut child = command.arg("send").arg(&path).spawn().expect("starts");
     let ended = tokio::task::spawn_blocking(move || child.wait());

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::oneshot;
 
-use super::load::{PICKED, Payload, now, text};
+use super::load::{PICKED, Payload, now, pause, text};
 
 const SCHEMA: &str = "
     CREATE TABLE task(id INTEGER PRIMARY KEY, queue TEXT NOT NULL, state INTEGER NOT NULL DEFAULT 0,
@@ -48,7 +48,7 @@ impl Raw {
     /// From just before an insert until it is claimed, in microseconds, for as many tasks as a pick-up is measured with.
     pub(crate) fn pick_up_slowly(&mut self) -> Vec<u64> {
         let mut claim_and_time = |n| {
-            std::thread::sleep(Duration::from_millis(30 + (n * 7919) % 40));
+            std::thread::sleep(pause(n));
             let start = now();
             self.insert(&[text(n)]);
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate).expect("nobody else writes");

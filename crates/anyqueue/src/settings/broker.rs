@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{BrokerUrl, Create, Driver, Options, is_address, suggest};
+use anyqueue_core::{BrokerUrl, Create, Driver, Options, is_address, quoted, suggest};
 
 use super::table::{Reader, Table};
 use super::value;
@@ -74,7 +74,7 @@ impl BrokerSettings {
         let mut broker = Self::at(name, url, driver);
         for key in broker.options.keys().filter(|key| driver.options.iter().all(|spec| spec.key != *key)) {
             let known = suggest(key, driver.options.iter().map(|spec| spec.key));
-            table.problem(url_key, &format!("{} has no option `{key}`; {known}", driver.name));
+            table.problem(url_key, &format!("{} has no option {}; {known}", driver.name, quoted(key)));
         }
         broker.create = create.unwrap_or(broker.create);
         broker.timeout = timeout.unwrap_or(broker.timeout);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyqueue_core::{Create, time};
+use anyqueue_core::{Create, has_login, time};
 
 use super::origin::{Origin, dotted};
 use super::queue::QueueSettings;
@@ -105,7 +105,7 @@ impl Lines<'_> {
                     self.add(&[&path[..], &[key]].concat(), value);
                 }
             };
-            set("exec", worker.exec.as_ref().map(|words| format!("{words:?}")));
+            set("exec", worker.exec.as_ref().map(|words| command(words)));
             set("priority", worker.priority.map(|n| n.to_string()));
             set("delay", worker.delay.map(time::show));
             set("ttr", worker.ttr.map(time::show));
@@ -135,6 +135,12 @@ impl Lines<'_> {
         self.add(&["runner", "max_time"], or_none(runner.max_time.map(time::show)));
         self.add(&["runner", "memory_limit"], or_none(runner.memory_limit));
     }
+}
+
+/// A command as it may be shown: without the URLs in it that have a login.
+fn command(words: &[String]) -> String {
+    let shown = |word: &String| if word.contains("://") && has_login(word) { "(not shown)".into() } else { word.clone() };
+    format!("{:?}", words.iter().map(shown).collect::<Vec<_>>())
 }
 
 fn or_none(value: Option<impl ToString>) -> String {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use anyqueue_core::quoted;
+
 /// Where the value of a setting came from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Origin {
@@ -40,8 +42,13 @@ pub(super) type Path = Vec<String>;
 /// Writes a path as TOML would, `queues."mail.Out".slots`.
 pub(super) fn dotted(path: &[impl AsRef<str>]) -> String {
     let plain = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
-    let quoted = |name: &str| if plain(name) { name.to_owned() } else { format!("{name:?}") };
-    path.iter().map(|name| quoted(name.as_ref())).collect::<Vec<_>>().join(".")
+    let shown = |name: &str| match name {
+        _ if plain(name) => name.to_owned(),
+        // Somebody put a URL where a key goes.
+        _ if name.contains("://") => quoted(name),
+        _ => format!("{name:?}"),
+    };
+    path.iter().map(|name| shown(name.as_ref())).collect::<Vec<_>>().join(".")
 }
 
 /// The origin of every setting that somebody set.

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use anyqueue_core::{Options, suggest};
+use anyqueue_core::{Options, quoted, suggest};
 use config::{Map, Value, ValueKind};
 
 use super::origin::{Origin, Origins, Path, dotted};
@@ -167,7 +167,7 @@ impl<'r> Table<'r> {
     pub(super) fn finish(self) {
         for key in self.values.keys() {
             let known = suggest(key, self.asked.iter().copied());
-            self.reader.problem(&self.path_of(key), format!("unknown key `{key}`{}; {known}", self.place()));
+            self.reader.problem(&self.path_of(key), format!("unknown key {}{}; {known}", quoted(key), self.place()));
         }
     }
 }

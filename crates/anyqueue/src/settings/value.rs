@@ -26,7 +26,7 @@ pub(super) fn discreet(message: String, value: &Value) -> String {
     match &value.kind {
         ValueKind::String(text) if is_address(text) => {
             let text = text.trim();
-            message.replace(&format!("`{text}`"), "a URL").replace(text, "a URL")
+            message.replace(&format!("`{text}`"), &quoted(text)).replace(text, &quoted(text))
         }
         ValueKind::Array(items) => items.iter().fold(message, discreet),
         _ => message,
