@@ -13,7 +13,8 @@ use crate::config::{CONSUMER_TIMEOUT, Config, Kind, LIVENESS, MAX_PAYLOAD, Style
 
 const SECOND: Duration = Duration::from_secs(1);
 const LEASES: &str = "the worker's own clock ends a lease; one that is frozen or cut off is ended by its heartbeat";
-const DELAYS: &str = "a ladder of queues that keep a task 1, 2, 4, … seconds each; precise to the second, never early";
+const DELAYS: &str = "a ladder of queues that keep a task 1, 2, 4, … seconds each; precise to the second, never early; up to three minutes \
+                      late after a restart of the server";
 const DEFAULT_TTR: Duration = Duration::from_secs(CONSUMER_TIMEOUT.as_secs() - 120);
 
 /// What holds before anything is known of settings and server.

@@ -85,11 +85,13 @@ pub async fn start_with<T: AsRef<str>>(plugins: &str, settings: impl IntoIterato
     Ok(Node { node: Process::start(launch).await?, epmd })
 }
 
-/// Makes the node's folders at its first start, then becomes the node.
+/// Makes the node's folders at its first start, then becomes the node. A quorum queue that cannot pass on a message, since the
+/// next queue is not up yet after a restart, tries again after this long; its default are three minutes.
 const PREPARE: &str = "mkdir -p home mnesia logs conf
 [ -f home/.erlang.cookie ] || { echo cookie$$ > home/.erlang.cookie; chmod 400 home/.erlang.cookie; }
 [ -f enabled_plugins ] || echo \"[$2].\" > enabled_plugins
 printf %s \"$1\" > rabbitmq.conf
+echo '[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 3000}]}].' > advanced.config
 exec \"$RABBITMQ_SCRIPTS/rabbitmq-server\"";
 
 impl Node {
