@@ -1,6 +1,8 @@
 //! One consumer's state: what has been fetched, what is reserved, what the server may have more of.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+mod open;
+
+use std::collections::{HashMap, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,6 +11,7 @@ use anyqueue_core::{Delivery, Error, Moment, QueueName, Receipt};
 use lapin::Channel;
 use tokio::sync::Notify;
 
+use self::open::Open;
 use crate::message::Message;
 
 /// A consumer that nobody asks for this long takes nothing more, and gives back what it has not handed out.
@@ -70,7 +73,7 @@ pub(crate) struct State {
     pub(crate) bands: Vec<Band>,
     pub(crate) leases: HashMap<u64, Lease>,
     /// Deliveries of the session that the server waits for a word on.
-    pub(crate) unsettled: BTreeSet<u64>,
+    pub(crate) unsettled: Open,
     /// Under way: the number of this run of consuming, and how much each band may have open.
     pub(crate) consuming: Option<(u64, usize)>,
     pub(crate) last_run: u64,
@@ -275,7 +278,7 @@ impl State {
     /// Takes in what came from the server.
     pub(crate) fn add(&mut self, band: usize, message: Message, at: Moment) {
         let Some((run, window)) = self.consuming else { return };
-        self.unsettled.insert(message.tag);
+        self.unsettled.add(message.tag);
         let band = &mut self.bands[band];
         band.open += 1;
         band.heard = at;
@@ -297,7 +300,7 @@ impl State {
 
     /// Forgets a delivery that the server is told about.
     pub(crate) fn settled(&mut self, tag: u64, band: usize, run: u64) {
-        self.unsettled.remove(&tag);
+        self.unsettled.remove(tag);
         if self.consuming.is_some_and(|(current, _)| current == run) {
             self.bands[band].open = self.bands[band].open.saturating_sub(1);
         }
@@ -315,20 +318,9 @@ impl State {
         self.epoch == epoch
     }
 
-    /// The fewest words that end these deliveries: everything open up to a tag can be said at once, the rest one by one. `None`:
-    /// their session is over, and what is open now are other ones.
+    /// The fewest words that end these deliveries. `None`: their session is over, and what is open now are other ones.
     pub(crate) fn words(&mut self, epoch: u64, tags: &[u64]) -> Option<Vec<(u64, bool)>> {
-        if !self.is_of(epoch) {
-            return None;
-        }
-        let mut sorted = tags.to_vec();
-        sorted.sort_unstable();
-        let together = self.unsettled.iter().zip(&sorted).take_while(|(open, tag)| open == tag).count();
-        for tag in &sorted {
-            self.unsettled.remove(tag);
-        }
-        let range = together.checked_sub(1).map(|last| (sorted[last], together > 1));
-        Some(range.into_iter().chain(sorted[together..].iter().map(|tag| (*tag, false))).collect())
+        self.is_of(epoch).then(|| self.unsettled.words(tags))
     }
 
     /// Takes out everything that was fetched and not handed out.
@@ -351,7 +343,7 @@ impl State {
         (self.consuming, self.returning, self.renew) = (None, false, false);
         self.look_again();
         self.leases.clear();
-        self.unsettled.clear();
+        self.unsettled = Open::default();
         for band in &mut self.bands {
             *band = Band::default();
         }

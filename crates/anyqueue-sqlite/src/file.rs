@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use anyqueue_core::{Error, Result};
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
+use anyqueue_core::{Error, ErrorKind, Result};
+use rustix::fs::{Access, AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
+use rustix::io::Errno;
 
 /// Which file it is, whatever it is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,32 @@ impl Identity {
         let found = rustix::fs::stat(path)?;
         Ok(Self { device: found.st_dev as u64, inode: found.st_ino as u64 })
     }
+}
+
+/// Refuses a file that this user may not write, or whose log belongs to somebody else.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    let may_write = |path: &Path| match rustix::fs::accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS) {
+        Err(e) => e != Errno::ACCESS && e != Errno::PERM && e != Errno::ROFS,
+        Ok(()) => true,
+    };
+    if !may_write(path) {
+        let text = format!("{} cannot be written; give this user the right to write the file and its folder", path.display());
+        return Err(Error::new(ErrorKind::ReadOnly, text));
+    }
+    for end in ["-wal", "-shm"] {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(end);
+        if !may_write(Path::new(&beside)) {
+            let text = format!(
+                "{} cannot be written, and {} not without it; let a user who may write both open it once, `queue-runner stats` as \
+                 root, say: who closes it last removes that file",
+                Path::new(&beside).display(),
+                path.display()
+            );
+            return Err(Error::new(ErrorKind::ReadOnly, text));
+        }
+    }
+    Ok(())
 }
 
 /// Sets the file's times to now: what waiting processes are told of. One that is not told looks within a second.

@@ -8,6 +8,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::config::Config;
 use crate::error::{explain, is_busy};
+use crate::file;
 
 /// `anyq`: marks a file as ours (`PRAGMA application_id`).
 const APPLICATION: i32 = i32::from_be_bytes(*b"anyq");
@@ -24,6 +25,8 @@ pub(crate) fn open_writer(path: &Path, config: &Config) -> Result<Connection> {
         let text = format!("there is no file {}; create it with `queue-runner init`", path.display());
         return Err(Error::new(ErrorKind::NotFound, text));
     }
+    // SQLite would open it for looking, and leave a `-shm` beside it that its owner cannot write.
+    file::check_writable(path)?;
     let until = Instant::now() + config.busy_timeout;
     let mut pause = Duration::from_millis(1);
     loop {

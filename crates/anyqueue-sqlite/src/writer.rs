@@ -185,7 +185,8 @@ impl Writer {
     }
 
     fn fail(&self, jobs: &mut Waiting, error: Error) {
-        tracing::warn!(file = %self.path.display(), error = ?error, "a transaction failed");
+        // Who asked is told, and says it where it matters.
+        tracing::debug!(file = %self.path.display(), error = ?error, "a transaction failed");
         for (job, _) in jobs.drain(..) {
             job.answer(Err(error.duplicate()));
         }

@@ -105,7 +105,16 @@ async fn a_read_only_file_is_named_and_works_once_it_may_be_written() {
     assert_eq!(error.kind(), ErrorKind::ReadOnly, "{error:?}");
     assert!(error.to_string().contains("q.db cannot be written"), "{error}");
     mode(&folder, 0o755);
+    let error = connect_error(&path).await;
+    assert!(error.to_string().contains("q.db cannot be written"), "{error}");
+    let beside = folder.join("q.db-shm");
+    assert!(!beside.exists(), "a look left a file that nobody can write");
+    std::fs::write(&beside, b"").unwrap();
+    mode(&beside, 0o444);
     mode(&path, 0o644);
+    let error = connect_error(&path).await;
+    assert!(error.to_string().contains("q.db-shm cannot be written"), "{error}");
+    std::fs::remove_file(&beside).unwrap();
     let broker = open(&path).await;
     let mut consumer = consumer(&*broker, &q).await;
     assert_eq!(bodies(&take(&mut *consumer, 10).await.unwrap()), ["before"]);

@@ -121,12 +121,29 @@ async fn what_the_broker_cannot_do_is_refused_at_the_start_all_at_once() {
     let ranges = Support::Needs((), "`bands = […]`");
     scripted.set_capabilities(Capabilities { hold, priority_ranges: ranges, ..Capabilities::FULL });
     let queues = staged("poor", Some(Arc::new(scripted)), TestClock::start()).await;
-    let runner = Runner::new(queues).queue(counting("q", &Arc::default())).priorities("10".parse().unwrap());
-    let error = runner.run().await.unwrap_err().to_string();
-    assert!(
-        error.contains("hold needs a task log") && error.contains("taking priorities 10 only needs `bands = […]`"),
-        "{error}"
-    );
+    let runner = || Runner::new(queues.clone()).queue(counting("q", &Arc::default())).priorities("10".parse().unwrap());
+    for runner in [runner(), runner().drain()] {
+        let error = runner.run().await.unwrap_err().to_string();
+        assert!(
+            error.contains("hold needs a task log") && error.contains("taking priorities 10 only needs `bands = […]`"),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_cannot_be_consumed_ends_no_others_and_is_told_at_the_end() {
+    let scripted = Scripted::new(Arc::new(TestClock::start()));
+    let queues = staged("cut", Some(Arc::new(scripted.clone())), TestClock::start()).await;
+    let refuse = || scripted.fail_next(Verb::Consume, Error::new(anyqueue_core::ErrorKind::Unsupported, "a band is cut"));
+    refuse();
+    let error = Runner::new(queues.clone()).queue(counting("q", &Arc::default())).drain().run().await.unwrap_err();
+    assert!(error.to_string().contains("a band is cut"), "{error}");
+    refuse();
+    queues.queue("other").unwrap().send(NewTask::new("w", &1)).await.unwrap();
+    let both = Runner::new(queues).queue(counting("q", &Arc::default())).queue(counting("other", &Arc::default()));
+    let finished = both.drain().run().await.unwrap();
+    assert_eq!((finished.progress.done, finished.unworked, finished.exit_code()), (1, 1, 1), "{finished}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -66,7 +66,14 @@ pub(crate) struct Work {
     #[arg(long, help_heading = "Send")]
     pub(crate) jsonl: bool,
     /// The data as JSON, `@file`, or `-` for standard input.
-    #[arg(long, value_name = "JSON|@FILE|-", requires = "send", help_heading = "Send")]
+    #[arg(
+        long,
+        value_name = "JSON|@FILE|-",
+        requires = "send",
+        conflicts_with = "jsonl",
+        allow_negative_numbers = true,
+        help_heading = "Send"
+    )]
     pub(crate) data: Option<String>,
     /// 0 is most urgent; or urgent, high, normal, low, bulk.
     #[arg(long, value_parser = priority_value, requires = "sending", help_heading = "Send")]
@@ -81,7 +88,7 @@ pub(crate) struct Work {
     #[arg(long, requires = "sending", help_heading = "Send")]
     pub(crate) store: Option<String>,
     /// Send the same task so many times.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "send", help_heading = "Send")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "send", conflicts_with = "jsonl", help_heading = "Send")]
     pub(crate) count: Option<u64>,
     /// Send to queues and tasks that the settings do not know.
     #[arg(long, requires = "sending", help_heading = "Send")]
@@ -153,6 +160,9 @@ pub(crate) enum Command {
         limit: u32,
     },
     /// Make held tasks ready.
+    #[command(
+        override_usage = "queue-runner kick <QUEUE> <ID>...\n       queue-runner kick <QUEUE> --first <N>\n       queue-runner kick <QUEUE> --all"
+    )]
     #[command(group = ArgGroup::new("which").args(["ids", "first", "all"]).required(true))]
     Kick {
         queue: String,

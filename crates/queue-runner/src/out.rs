@@ -129,6 +129,17 @@ pub(crate) fn short(text: &str, most: usize) -> String {
     }
 }
 
+/// Cuts the middle out of a text of more characters: its end says as much as its beginning.
+pub(crate) fn ends(text: &str, most: usize) -> String {
+    let length = text.chars().count();
+    if length <= most {
+        return text.to_owned();
+    }
+    let first: String = text.chars().take(most / 2).collect();
+    let last: String = text.chars().skip(length - most / 2).collect();
+    format!("{first} … {last}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +147,7 @@ mod tests {
     #[test]
     fn a_text_is_cut_between_characters_and_sizes_are_round() {
         assert_eq!((short("añb", 2), short("ab", 2)), ("añ…".into(), "ab".into()));
+        assert_eq!((ends("añbcdé", 4), ends("añ", 2)), ("añ … dé".into(), "añ".into()));
         assert_eq!((size(64 << 20), size(1500), size(0)), ("64 MiB".into(), "1500 bytes".into(), "0 bytes".into()));
     }
 

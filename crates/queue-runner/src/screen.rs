@@ -24,7 +24,7 @@ impl Screen {
         let target = if shows { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let screen = Self { bars: MultiProgress::with_draw_target(target), shows };
         let level = match (quiet, verbose) {
-            (true, _) => "error",
+            (true, _) => "warn",
             (_, 0) => "info",
             (_, 1) => "debug",
             _ => "trace",

@@ -123,6 +123,7 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, plan: Plan) 
     while left > 0 {
         let batch = left.min(BATCH);
         left -= batch;
+        let before = failed;
         for answer in sender.send_all(vec![plan.task.clone(); batch as usize]).await {
             match answer {
                 Ok(sent) if context.out.is_json() => {
@@ -141,6 +142,11 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, plan: Plan) 
             }
         }
         bar.inc(batch);
+        if failed - before == batch && left > 0 {
+            context.complain(&format!("none of {} could be sent; {} more were not tried", tasks(batch), left));
+            failed += left;
+            break;
+        }
     }
     bar.finish_and_clear();
     summary(context, plan.count - failed, failed);

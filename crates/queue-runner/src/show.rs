@@ -8,7 +8,7 @@ use anyqueue::settings::QueueSettings;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::out::{Out, short};
+use crate::out::{Out, ends, short};
 
 /// A task as listings show it.
 #[derive(Debug, Serialize)]
@@ -111,7 +111,7 @@ pub(crate) fn held(out: &mut Out, tasks: &[Shown]) {
         let reason = task.reason.as_deref().or(task.unreadable.as_deref()).unwrap_or("unknown");
         let failed = task.failed_before.unwrap_or(task.failed).to_string();
         let since = since.map_or_else(|| "unknown".into(), |since| format!("{since} ago"));
-        vec![task.id.to_string(), task.name(), since, failed, short(reason, 80), short(&task.preview, 40)]
+        vec![task.id.to_string(), task.name(), since, failed, ends(reason, 80), short(&task.preview, 40)]
     };
     let rows: Vec<_> = tasks.iter().map(row).collect();
     out.table(&["ID", "TASK", "HELD", "FAILED", "REASON", "DATA"], &rows);

@@ -44,6 +44,7 @@ async fn once(context: &mut Context<'_>, queues: &Queues, names: &[QueueName], c
                 };
                 let mut object = json!(stats);
                 object["queue"] = json!(name);
+                object["exactness"] = exactness(&stats);
                 object["paused"] = json!(paused);
                 object["paused_for"] = json!(left);
                 context.out.object(&object);
@@ -79,6 +80,20 @@ async fn figures(queues: &Queues, name: &QueueName) -> Result<(Stats, Paused), E
         answer => answer,
     };
     Ok((stats?, broker.admin().paused(name).await?))
+}
+
+/// How far each figure can be trusted.
+fn exactness(stats: &Stats) -> serde_json::Value {
+    let word = |figure: Figure| match figure {
+        Figure::Exact(_) => "exact",
+        Figure::Approximate(_) => "approximate",
+        Figure::AtLeast(_) => "at least",
+        Figure::Unknown => "unknown",
+    };
+    json!({
+        "ready": word(stats.ready), "delayed": word(stats.delayed), "reserved": word(stats.reserved),
+        "held": word(stats.held), "oldest": word(stats.oldest),
+    })
 }
 
 fn row(name: &QueueName, stats: &Stats, paused: Paused) -> Vec<String> {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyqueue::{Queues, Runner, RunnerHandle, Watch, test_queue};
+use anyqueue::core::{Paused, QueueName};
+use anyqueue::{Queues, Runner, RunnerHandle, Watch, Why, test_queue};
 use serde_json::json;
 
 use crate::args::Work;
@@ -40,12 +41,30 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, names: &str,
         context.out.object(&json!({
             "finished": finished.why.to_string(), "exit_code": finished.exit_code(), "started": p.started, "done": p.done,
             "discarded": p.discarded, "retried": p.retried, "snoozed": p.snoozed, "held": p.held, "released": p.released,
-            "late": p.late, "cut_short": finished.cut_short, "unstored": finished.unstored,
+            "late": p.late, "cut_short": finished.cut_short, "unstored": finished.unstored, "unworked": finished.unworked,
         }));
     } else {
         context.out.remark(&finished);
+        if finished.why == Why::Drained {
+            remark_pauses(context, queues, names, &here).await;
+        }
     }
     Ok(finished.exit_code())
+}
+
+/// A paused queue is drained while tasks wait in it, which nobody should have to guess.
+async fn remark_pauses(context: &mut Context<'_>, queues: &Queues, names: &str, here: &[String]) {
+    let idle = without_worker(queues, here);
+    let watched = |name: &&QueueName| match names.trim() {
+        "all" => !idle.iter().any(|idle| idle == name.as_str()),
+        names => names.split(',').any(|one| one.trim() == name.as_str()),
+    };
+    for name in queues.settings().queues.keys().filter(watched) {
+        let Ok(broker) = queues.broker(name).await else { continue };
+        if let Ok(Paused::Yes(_)) = broker.admin().paused(name).await {
+            context.out.remark(format!("queue `{name}` is paused: what it has waits until `queue-runner resume {name}`"));
+        }
+    }
 }
 
 /// Reads `all` or `a,b`.

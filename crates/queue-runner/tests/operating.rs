@@ -124,6 +124,8 @@ fn a_paused_queue_hands_out_nothing_until_it_is_resumed() {
     let stats = &place.run(&["stats", "--json"]).json()[0];
     assert_eq!((&stats["paused"], &stats["ready"]), (&true.into(), &1.into()));
     assert!(stats["paused_for"].as_f64().unwrap() > 500.0);
+    assert_eq!(stats["exactness"]["ready"], "exact");
+    place.run(&["--watch", "--drain"]).ends_with(0).says("0 done").says("queue `default` is paused");
     place.run(&["resume", "default"]).ends_with(0);
     place.run(&["--watch", "--drain"]).ends_with(0).says("1 done");
     place.run(&["pause", "default"]).ends_with(0).says("until it is resumed");

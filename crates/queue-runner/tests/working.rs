@@ -53,6 +53,8 @@ fn limits_end_the_runner_cleanly() {
     place.run(&["--watch", "--memory-limit", "lots"]).ends_with(1).complains("`lots` is not a size");
     place.run(&["--watch", "--slots", "0"]).ends_with(2);
     place.run(&["--drain"]).ends_with(2).complains("--watch");
+    place.run(&["--jsonl", "--count", "3"]).ends_with(2).complains("--count");
+    place.run(&["--send", "default:test", "--data", "-5"]).ends_with(0);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use super::attempt::Reason;
 use super::handle::{Progress, RunnerHandle};
-use super::shared::Shared;
+use super::shared::{Shared, Watched};
 use super::start::Parts;
 
 /// How long results may take to be stored when the runner stops.
@@ -55,16 +55,19 @@ pub struct Finished {
     pub cut_short: u64,
     /// Results that could not be stored: those tasks come again when their leases end.
     pub unstored: u64,
+    /// Queues that could not be worked at all, since their brokers lack what the settings ask for.
+    pub unworked: u64,
 }
 
 impl Finished {
-    /// What a process should end with: 0 clean; 3 running handlers were cut short and their tasks given back; 4 results
+    /// What a process should end with: 0 clean; 1 some queues could not be worked at all; 3 running handlers were cut short and their tasks given back; 4 results
     /// could not be stored and those tasks will come again.
     pub fn exit_code(&self) -> u8 {
-        match (self.unstored, self.cut_short) {
-            (1.., _) => 4,
-            (0, 1..) => 3,
-            (0, 0) => 0,
+        match (self.unstored, self.cut_short, self.unworked) {
+            (1.., _, _) => 4,
+            (0, 1.., _) => 3,
+            (0, 0, 1..) => 1,
+            (0, 0, 0) => 0,
         }
     }
 }
@@ -83,6 +86,9 @@ impl fmt::Display for Finished {
         }
         if self.unstored > 0 {
             write!(f, ", {} results not stored: those tasks will come again", self.unstored)?;
+        }
+        if self.unworked > 0 {
+            write!(f, ", {} of the queues could not be worked", self.unworked)?;
         }
         Ok(())
     }
@@ -139,7 +145,8 @@ pub(crate) async fn wait_and_stop(
     if let Some(error) = broken {
         return Err(error);
     }
-    Ok(Finished { why: handle.why().unwrap_or(Why::Asked), progress: handle.progress(), cut_short, unstored })
+    let unworked = shared.watched.iter().filter(|queue| is_fatal(queue)).count() as u64;
+    Ok(Finished { why: handle.why().unwrap_or(Why::Asked), progress: handle.progress(), cut_short, unstored, unworked })
 }
 
 /// Waits for a reason to stop. An error: no queue can be worked at all.
@@ -159,6 +166,9 @@ async fn wait(shared: &Arc<Shared>, handle: &RunnerHandle) -> Option<Error> {
             let stored = shared.watched.iter().all(|queue| queue.settle.open() == 0);
             (shared.drain && stored && state.is_drained(), state.left == Some(0) && state.running == 0)
         };
+        if let Some(error) = all_fatal(shared) {
+            return Some(error);
+        }
         if drained {
             handle.stop_because(Why::Drained);
             return None;
@@ -167,14 +177,15 @@ async fn wait(shared: &Arc<Shared>, handle: &RunnerHandle) -> Option<Error> {
             handle.stop_because(Why::Limit("its number of tasks".into()));
             return None;
         }
-        if let Some(error) = all_fatal(shared) {
-            return Some(error);
-        }
         tokio::select! {
             () = shared.activity.notified() => {}
             () = handle.rung() => {}
         }
     }
+}
+
+fn is_fatal(queue: &Watched) -> bool {
+    queue.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).fatal
 }
 
 fn all_fatal(shared: &Shared) -> Option<Error> {
