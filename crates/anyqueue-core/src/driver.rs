@@ -172,7 +172,8 @@ impl BrokerUrl {
             url.password = password.map(decode);
         }
         // A password is cut at one of these, and its rest would be read, and shown, as a path or an option.
-        if path.contains('@') || text.split_once('?').is_some_and(|(_, query)| query.split('&').any(has_login_sign)) {
+        let is_cut = path.contains('@') && (!authority.is_empty() || path.contains(':'));
+        if is_cut || text.split_once('?').is_some_and(|(_, query)| query.split('&').any(has_login_sign)) {
             return Err(bad("a `/`, `?` or `#` in a password is written %2F, %3F or %23, and an `@` behind the hosts %40"));
         }
         for (n, host) in hosts.split(',').filter(|host| !host.is_empty()).enumerate() {
@@ -186,12 +187,13 @@ impl BrokerUrl {
                 _ => (host, None),
             };
             let bracketed = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
-            let (name, more) = bracketed.map_or((name, "-._"), |address| (address, ":%."));
+            // The zone of an address stands behind a `%`, which is written %25 (RFC 6874).
+            let (name, more) = bracketed.map_or((name.to_owned(), "-._"), |address| (address.replace("%25", "%"), ":%-._"));
             if name.is_empty() || !name.chars().all(|c| c.is_alphanumeric() || more.contains(c)) {
                 let why = "a host is a name or an address, IPv6 in brackets; an `@` ends user and password";
                 return Err(bad(&format!("host {place} is none: {why}")));
             }
-            url.hosts.push((name.to_owned(), port));
+            url.hosts.push((name, port));
         }
         let root = if url.hosts.is_empty() { "/" } else { "" };
         url.path = format!("{root}{}", decode(path));
@@ -199,10 +201,11 @@ impl BrokerUrl {
     }
 }
 
-/// Whether there is an `@` in an option where none belongs: in its key, or in a value that is no URL of its own.
+/// Whether there is an `@` in an option where none belongs: in its key, or in a value that is neither a file nor a URL.
 fn has_login_sign(pair: &str) -> bool {
     let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-    key.contains('@') || value.split_once('@').is_some_and(|(before, _)| !before.contains("://"))
+    let is_file = ["/", ".", "file:"].iter().any(|start| value.starts_with(start));
+    key.contains('@') || !is_file && value.split_once('@').is_some_and(|(before, _)| !before.contains("://"))
 }
 
 /// Whether a text looks like the URL of a broker, in which there may be a password.
@@ -270,6 +273,8 @@ mod tests {
             assert!(BrokerUrl::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(BrokerUrl::parse("sqlite:./a@b/q.db").unwrap().to_string(), "sqlite:./a@b/q.db");
+        assert_eq!(BrokerUrl::parse("sqlite:///home/me@x/q.db").unwrap().to_string(), "sqlite:/home/me@x/q.db");
+        assert_eq!(BrokerUrl::parse("redis://[fe80::1%25br-lan]:1/?tls_ca=/a@b").unwrap().hosts[0].0, "fe80::1%br-lan");
         let nested = BrokerUrl::parse("amqp://h?management=http://u:p@h:15672").unwrap();
         assert_eq!(nested.query, [("management".into(), "http://u:p@h:15672".into())]);
     }

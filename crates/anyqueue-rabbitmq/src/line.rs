@@ -277,8 +277,8 @@ impl State {
 
     /// Takes in what came from the server.
     pub(crate) fn add(&mut self, band: usize, message: Message, at: Moment) {
-        let Some((run, window)) = self.consuming else { return };
         self.unsettled.add(message.tag);
+        let Some((run, window)) = self.consuming else { return };
         let band = &mut self.bands[band];
         band.open += 1;
         band.heard = at;

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use anyqueue::core::{Error, chain, suggest};
+use anyqueue::core::{Effect, Error, chain, suggest};
 use anyqueue::{NewTask, Queues, Settings};
 use serde_json::json;
 
@@ -119,7 +119,7 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, plan: Plan) 
         return Ok(0);
     }
     let bar = context.screen.progress(Some(plan.count));
-    let (mut left, mut failed, mut said) = (plan.count, 0, String::new());
+    let (mut left, mut failed, mut said, mut unsure) = (plan.count, 0, String::new(), false);
     while left > 0 {
         let batch = left.min(BATCH);
         left -= batch;
@@ -132,6 +132,7 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, plan: Plan) 
                 Ok(_) => {}
                 Err(e) => {
                     failed += 1;
+                    unsure |= e.effect() == Effect::Unknown;
                     // Many tasks tend to fail for one reason, which is said once.
                     let text = chain(&e);
                     if text != said {
@@ -143,14 +144,14 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, plan: Plan) 
         }
         bar.inc(batch);
         if failed - before == batch && left > 0 {
-            context.complain(&format!("none of {} could be sent; {} more were not tried", tasks(batch), left));
-            failed += left;
+            let first = if unsure { "it is not known whether any were" } else { "none were" };
+            context.complain(&format!("of {}, {first} sent; {left} more were not tried", tasks(batch)));
             break;
         }
     }
     bar.finish_and_clear();
-    summary(context, plan.count - failed, failed);
-    Ok(of_many(failed, plan.count))
+    summary(context, plan.count - failed - left, failed);
+    Ok(of_many(failed + left, plan.count))
 }
 
 pub(crate) fn summary(context: &mut Context<'_>, sent: u64, failed: u64) {

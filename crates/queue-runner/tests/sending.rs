@@ -85,6 +85,9 @@ fn the_same_task_is_sent_many_times() {
     assert_eq!((ids.len(), place.stat("default", "ready")), (2500, 2500));
     place.run(&["--send", "default:test:x", "--count", "3"]).ends_with(0).says("sent 3 tasks");
     place.run(&["--send", "default:test:x", "--count", "0"]).ends_with(2);
+    let small = Place::with("[brokers.default]\nurl = \"sqlite:./queue.db\"\nmax_payload = 50\n");
+    let ran = small.run(&["--send", "default:test:much", "--count", "2500"]).ends_with(1).says("sent 0 tasks, 1000 failed");
+    ran.complains("of 1000 tasks, none were sent; 1500 more were not tried");
 }
 
 #[test]

@@ -31,12 +31,9 @@ impl<T: PartialOrd> Rising<T> {
         Self { most: None, stuck: Instant::now() + STUCK, give_up }
     }
 
-    /// Whether it has risen of late, and may rise further. What falls is taken by somebody else.
+    /// Whether it has risen of late, and may rise further.
     fn goes_on(&mut self, height: T) -> bool {
         let now = Instant::now();
-        if self.most.as_ref().is_some_and(|most| height < *most) {
-            return false;
-        }
         if self.most.as_ref().is_none_or(|most| height > *most) {
             (self.most, self.stuck) = (Some(height), now + STUCK);
         }
@@ -58,14 +55,12 @@ impl Keeper {
             let mut pause = SOON;
             loop {
                 let name = &self.layout.bands[band];
-                let first = self.line.state().leases.values().map(|lease| lease.deadline).min();
-                let first = first.unwrap_or(give_up + self.shared.config.timeout);
-                let asked = tokio::select! {
-                    asked = self.shared.how_many(name) => asked,
+                let count = match self.unless_over(self.shared.how_many(name)).await {
                     // It is looked again once that is given back.
-                    () = self.shared.clock.sleep_until(first) => return Ok(()),
+                    None => return Ok(()),
+                    Some(count) => count,
                 };
-                let count = match asked {
+                let count = match count {
                     // What is worked on does not suffer when a question about it stays without an answer.
                     Err(e) if e.is_retryable() && channel.status().connected() => {
                         tracing::debug!(queue = self.line.queue.as_str(), error = chain(&e), "what is ready is not known");
@@ -116,13 +111,16 @@ impl Keeper {
     /// between would get what is behind that first, or nothing.
     pub(super) async fn until_counted(&self, counts: Vec<(usize, u32)>) {
         let (give_up, mut pause) = (Instant::now() + ON_THE_WAY, SOON);
-        let mut missing: Vec<_> = counts.into_iter().map(|(band, wanted)| (band, wanted, Rising::until(give_up))).collect();
+        let mut missing: Vec<_> =
+            counts.into_iter().map(|(band, wanted)| (band, wanted, 0_u32, Rising::until(give_up))).collect();
         loop {
             let mut still = Vec::new();
-            for (band, wanted, mut back) in missing {
+            for (band, mut wanted, last, mut back) in missing {
                 let Some(count) = self.counted(band, give_up).await else { continue };
+                // What somebody else has taken meanwhile is not waited for.
+                wanted = wanted.saturating_sub(last.saturating_sub(count));
                 if count < wanted && back.goes_on(count) {
-                    still.push((band, wanted, back));
+                    still.push((band, wanted, count, back));
                 }
             }
             if still.is_empty() {
@@ -169,6 +167,24 @@ impl Keeper {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(SELDOM);
+        }
+    }
+
+    /// The server's answer, unless a lease ends before it is there.
+    async fn unless_over<T>(&self, asked: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(asked);
+        loop {
+            let now = self.shared.clock.now();
+            // A lease may be touched meanwhile, and others may begin.
+            let first = self.line.state().leases.values().map(|lease| lease.deadline).min();
+            let until = first.unwrap_or(now + LOOK).min(now + LOOK);
+            tokio::select! {
+                answer = &mut asked => return Some(answer),
+                () = self.shared.clock.sleep_until(until) => {}
+            }
+            if self.line.state().is_over(self.shared.clock.now()) {
+                return None;
+            }
         }
     }
 

@@ -7,6 +7,11 @@ fn nothing_begins_while_somebody_works_on_the_queue() {
     assert!(!state.wanted(now) && !state.begin(&(0..=0), 1, now) && state.is_quiet());
     state.withheld = 0;
     assert!(state.wanted(now) && state.begin(&(0..=0), 1, now) && !state.is_quiet());
+    state.end_run();
+    state.returning = true;
+    assert!(!state.is_quiet(), "what was fetched is not back yet");
+    state.lose_session();
+    assert!(state.is_quiet());
 }
 
 #[test]

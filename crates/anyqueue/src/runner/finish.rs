@@ -55,12 +55,13 @@ pub struct Finished {
     pub cut_short: u64,
     /// Results that could not be stored: those tasks come again when their leases end.
     pub unstored: u64,
-    /// Queues that could not be worked at all, since their brokers lack what the settings ask for.
+    /// Queues that could not be worked, or at some time no more, since their brokers cannot do what the settings ask for or
+    /// were upgraded to what this version does not know.
     pub unworked: u64,
 }
 
 impl Finished {
-    /// What a process should end with: 0 clean; 1 some queues could not be worked at all; 3 running handlers were cut short and their tasks given back; 4 results
+    /// What a process should end with: 0 clean; 1 some queues could not be worked; 3 running handlers were cut short and their tasks given back; 4 results
     /// could not be stored and those tasks will come again.
     pub fn exit_code(&self) -> u8 {
         match (self.unstored, self.cut_short, self.unworked) {
@@ -145,7 +146,7 @@ pub(crate) async fn wait_and_stop(
     if let Some(error) = broken {
         return Err(error);
     }
-    let unworked = shared.watched.iter().filter(|queue| is_fatal(queue)).count() as u64;
+    let unworked = shared.watched.iter().filter(|queue| is_unworked(queue)).count() as u64;
     Ok(Finished { why: handle.why().unwrap_or(Why::Asked), progress: handle.progress(), cut_short, unstored, unworked })
 }
 
@@ -184,17 +185,17 @@ async fn wait(shared: &Arc<Shared>, handle: &RunnerHandle) -> Option<Error> {
     }
 }
 
-fn is_fatal(queue: &Watched) -> bool {
-    queue.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).fatal
+/// What ended the work on a queue, unless the program itself closed its broker.
+fn is_unworked(queue: &Watched) -> bool {
+    let fatal = queue.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).fatal;
+    fatal.is_some_and(|kind| kind != ErrorKind::Closed)
 }
 
 fn all_fatal(shared: &Shared) -> Option<Error> {
     let mut errors = Vec::new();
     for queue in &shared.watched {
         let health = queue.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !health.fatal {
-            return None;
-        }
+        health.fatal?;
         errors.push(format!("queue `{}`: {}", queue.name(), health.error.as_deref().unwrap_or_default()));
     }
     Some(Error::new(ErrorKind::Unsupported, errors.join("\n")))

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyqueue_core::{Clock, Moment};
+use anyqueue_core::{Clock, ErrorKind, Moment};
 
 /// The state of one queue's line to its broker.
 #[derive(Debug, Clone, Default)]
@@ -10,7 +10,8 @@ pub(crate) struct Health {
     pub(crate) failures: u32,
     pub(crate) error: Option<String>,
     pub(crate) last_answer: Option<Moment>,
-    pub(crate) fatal: bool,
+    /// What ended all tries.
+    pub(crate) fatal: Option<ErrorKind>,
 }
 
 /// What is known of one watched queue.

@@ -160,7 +160,7 @@ async fn failed(shared: &Shared, watched: &Watched, error: &Error) -> bool {
     let (queue, broker) = (watched.name().as_str(), &*watched.settings.broker);
     if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Config | ErrorKind::TooNew | ErrorKind::Closed) {
         tracing::error!(queue, broker, error = text, "this queue cannot be worked");
-        watched.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).fatal = true;
+        watched.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).fatal = Some(error.kind());
         return false;
     }
     let wait = health::back_off(failures);

@@ -291,7 +291,7 @@ fn only_broker(mut settings: Settings, name_or_url: &str) -> Result<Settings> {
         }
         None => {
             let known = suggest(name_or_url, settings.brokers.keys().map(String::as_str));
-            return Err(Error::config(format!("no broker `{name_or_url}` in the settings, and it is no URL; {known}")));
+            return Err(Error::config(format!("no broker {} in the settings, and it is no URL; {known}", quoted(name_or_url))));
         }
     };
     for queue in settings.queues.values_mut() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use anyqueue_core::quoted;
+use anyqueue_core::{has_login, quoted};
 
 /// Where the value of a setting came from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -45,7 +45,7 @@ pub(super) fn dotted(path: &[impl AsRef<str>]) -> String {
     let shown = |name: &str| match name {
         _ if plain(name) => name.to_owned(),
         // Somebody put a URL where a key goes.
-        _ if name.contains("://") => quoted(name),
+        _ if name.contains("://") || (name.contains(':') && has_login(name)) => quoted(name),
         _ => format!("{name:?}"),
     };
     path.iter().map(|name| shown(name.as_ref())).collect::<Vec<_>>().join(".")
