@@ -30,11 +30,13 @@ impl Identity {
 
 /// Refuses a file that this user may not write, or whose log belongs to somebody else.
 pub(crate) fn check_writable(path: &Path) -> Result<()> {
-    let may_write = |path: &Path| match rustix::fs::accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS) {
-        // Anything else is for SQLite to find out: a container may not know this call, a file may not be there yet.
-        Err(e) => e != Errno::ACCESS && e != Errno::ROFS,
-        Ok(()) => true,
+    // An old container refuses the question for the effective user; the other one it knows.
+    let asked = |path: &Path| match rustix::fs::accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS) {
+        Err(Errno::PERM) => rustix::fs::access(path, Access::WRITE_OK),
+        answer => answer,
     };
+    // A file that is not there yet is for SQLite to make.
+    let may_write = |path: &Path| !matches!(asked(path), Err(Errno::ACCESS | Errno::PERM | Errno::ROFS));
     if !may_write(path) {
         let text = format!("{} cannot be written; give this user the right to write the file and its folder", path.display());
         return Err(Error::new(ErrorKind::ReadOnly, text));

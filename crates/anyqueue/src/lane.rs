@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyqueue_core::{
-    Accepted, Broker, Capabilities, Clock, Envelope, Error, ErrorKind, Link, Moment, QueueName, Result, Support,
+    Accepted, Broker, Capabilities, Clock, Effect, Envelope, Error, ErrorKind, Link, Moment, QueueName, Result, Support,
 };
 use tokio::sync::oneshot;
 
@@ -63,26 +63,36 @@ impl Lane {
     /// # Cancel safety
     /// A dropped future may or may not have sent the task.
     pub(crate) async fn send(self: &Arc<Self>, envelope: Envelope, clock: &dyn Clock) -> Result<Accepted> {
-        self.send_until(envelope, clock, clock.now() + self.broker.settings.send_timeout).await
+        self.send_until(envelope, clock, clock.now() + self.broker.settings.send_timeout, Effect::None).await
     }
 
-    async fn send_until(self: &Arc<Self>, envelope: Envelope, clock: &dyn Clock, give_up: Moment) -> Result<Accepted> {
+    /// `effect` is that of earlier tries: what one of them may have sent stays unknown, however the last one ends.
+    async fn send_until(
+        self: &Arc<Self>,
+        envelope: Envelope,
+        clock: &dyn Clock,
+        give_up: Moment,
+        mut effect: Effect,
+    ) -> Result<Accepted> {
         let mut wait = Duration::from_millis(50);
+        let with_effect = |error: Error, effect| if effect == Effect::Unknown { error.effect_unknown() } else { error };
         loop {
             let error = match self.once(&envelope).await {
                 Ok(accepted) => {
                     self.failing.store(false, Ordering::Relaxed);
                     return Ok(accepted);
                 }
-                Err(e) if !e.is_retryable() => return Err(e),
+                Err(e) if !e.is_retryable() => return Err(with_effect(e, effect)),
                 Err(e) => e,
             };
+            effect = if error.effect() == Effect::Unknown { Effect::Unknown } else { effect };
             if clock.now() + wait < give_up {
                 self.complain(&error, give_up.since(clock.now()));
             }
             if clock.now() + wait >= give_up {
                 let waited = anyqueue_core::time::show(self.broker.settings.send_timeout);
-                return Err(error.during("send").with("queue", &self.queue).with("gave up after", waited));
+                let error = error.during("send").with("queue", &self.queue).with("gave up after", waited);
+                return Err(with_effect(error, effect));
             }
             clock.sleep_until(clock.now() + wait.mul_f64(0.5 + fastrand::f64())).await;
             wait = (wait * 2).min(Duration::from_secs(2));
@@ -116,8 +126,11 @@ impl Lane {
             answers.extend(self.sent(&*broker, chunk).await);
         }
         for (answer, envelope) in answers.iter_mut().zip(envelopes) {
-            if answer.as_ref().is_err_and(Error::is_retryable) && clock.now() < give_up {
-                *answer = self.send_until(envelope.clone(), clock, give_up).await;
+            if let Err(e) = answer
+                && e.is_retryable()
+                && clock.now() < give_up
+            {
+                *answer = self.send_until(envelope.clone(), clock, give_up, e.effect()).await;
             }
         }
         answers

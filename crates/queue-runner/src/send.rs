@@ -119,11 +119,11 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, plan: Plan) 
         return Ok(0);
     }
     let bar = context.screen.progress(Some(plan.count));
-    let (mut left, mut failed, mut said, mut unsure) = (plan.count, 0, String::new(), false);
+    let (mut left, mut failed, mut said) = (plan.count, 0, String::new());
     while left > 0 {
         let batch = left.min(BATCH);
         left -= batch;
-        let before = failed;
+        let (before, mut unsure) = (failed, false);
         for answer in sender.send_all(vec![plan.task.clone(); batch as usize]).await {
             match answer {
                 Ok(sent) if context.out.is_json() => {
