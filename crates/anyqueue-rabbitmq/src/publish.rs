@@ -31,6 +31,8 @@ pub(crate) struct Post {
 
 /// So many are under way at once, and have the time of one request together.
 const AT_ONCE: usize = 512;
+/// How often a queue is made anew for what came back.
+const TRIES: usize = 3;
 /// A message that no queue took is a named error, not a loss.
 const MANDATORY: BasicPublishOptions = BasicPublishOptions { mandatory: true, immediate: false };
 
@@ -85,6 +87,25 @@ impl Shared {
         Ok(Publishing { shared: self, channel })
     }
 
+    /// Sees to it that the queue is there and publishes once more what came back. False if that cannot help.
+    async fn publish_again(&self, layout: &Layout, posts: &[Post], answers: &mut [Result<()>]) -> bool {
+        let of_band = |(post, answer): (&Post, &Result<()>)| came_back(answer) && layout.bands.contains(&post.key);
+        match posts.iter().zip(&*answers).any(of_band) {
+            true => self.forget(&layout.queue),
+            // What is consumed is still there, and its leases hold.
+            false => self.reconsider(&layout.queue),
+        }
+        if self.config.create != Create::Auto || self.ensure(layout).await.is_err() {
+            return false;
+        }
+        let again: Vec<usize> = (0..posts.len()).filter(|at| came_back(&answers[*at])).collect();
+        let back: Vec<Post> = again.iter().map(|at| posts[*at].clone()).collect();
+        for (at, answer) in again.into_iter().zip(self.publish(&back).await) {
+            answers[at] = answer;
+        }
+        true
+    }
+
     /// Publishes all and waits for the server's word on each.
     pub(crate) async fn publish(&self, posts: &[Post]) -> Vec<Result<()>> {
         if posts.is_empty() {
@@ -106,24 +127,14 @@ pub(crate) struct Publishing<'a> {
 }
 
 impl Publishing<'_> {
-    /// Publishes all to a queue's own queues. What comes back since one of them was deleted goes once more, to a new one.
+    /// Publishes all to a queue's own queues. What comes back since one of them was deleted goes once more, to a new one. More
+    /// than once, since somebody here may have seen the old one a moment before it was deleted, and taken it for known again.
     pub(crate) async fn to(self, layout: &Layout, posts: &[Post]) -> Vec<Result<()>> {
         let shared = self.shared;
         let mut answers = self.all(posts).await;
-        if !answers.iter().any(came_back) {
-            return answers;
-        }
-        let of_band = |(post, answer): (&Post, &Result<()>)| came_back(answer) && layout.bands.contains(&post.key);
-        match posts.iter().zip(&answers).any(of_band) {
-            true => shared.forget(&layout.queue),
-            // What is consumed is still there, and its leases hold.
-            false => shared.reconsider(&layout.queue),
-        }
-        if shared.config.create == Create::Auto && shared.ensure(layout).await.is_ok() {
-            let again: Vec<usize> = (0..posts.len()).filter(|at| came_back(&answers[*at])).collect();
-            let back: Vec<Post> = again.iter().map(|at| posts[*at].clone()).collect();
-            for (at, answer) in again.into_iter().zip(shared.publish(&back).await) {
-                answers[at] = answer;
+        for _ in 0..TRIES {
+            if !answers.iter().any(came_back) || !shared.publish_again(layout, posts, &mut answers).await {
+                break;
             }
         }
         answers
