@@ -52,6 +52,12 @@ pub(crate) fn is_of_the_file(error: &rusqlite::Error) -> bool {
     )
 }
 
+/// A file that this user may not write.
+pub(crate) fn read_only(path: &Path) -> Error {
+    let text = format!("{} cannot be written; give this user the right to write the file and its folder", path.display());
+    Error::new(ErrorKind::ReadOnly, text)
+}
+
 /// Says what happened to which file, and what to do next.
 pub(crate) fn explain(error: rusqlite::Error, path: &Path) -> Error {
     use ErrorCode::*;
@@ -64,9 +70,7 @@ pub(crate) fn explain(error: rusqlite::Error, path: &Path) -> Error {
             ),
         ),
         Some(DiskFull) => (ErrorKind::Full, format!("there is no room left to write {file}; free some and it goes on")),
-        Some(ReadOnly) => {
-            (ErrorKind::ReadOnly, format!("{file} cannot be written; give this user the right to write the file and its folder"))
-        }
+        Some(ReadOnly) => return read_only(path).because(error),
         Some(CannotOpen) => (
             ErrorKind::Unavailable,
             format!("{file} cannot be opened; check that its folder exists and that this user may read and write there"),

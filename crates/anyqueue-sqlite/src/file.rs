@@ -6,6 +6,8 @@ use anyqueue_core::{Error, ErrorKind, Result};
 use rustix::fs::{Access, AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 use rustix::io::Errno;
 
+use crate::error::read_only;
+
 /// Which file it is, whatever it is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -38,8 +40,7 @@ pub(crate) fn check_writable(path: &Path) -> Result<()> {
     // A file that is not there yet is for SQLite to make.
     let may_write = |path: &Path| !matches!(asked(path), Err(Errno::ACCESS | Errno::PERM | Errno::ROFS));
     if !may_write(path) {
-        let text = format!("{} cannot be written; give this user the right to write the file and its folder", path.display());
-        return Err(Error::new(ErrorKind::ReadOnly, text));
+        return Err(read_only(path));
     }
     for end in ["-wal", "-shm"] {
         let mut beside = path.as_os_str().to_owned();

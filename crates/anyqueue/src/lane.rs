@@ -75,24 +75,25 @@ impl Lane {
         mut effect: Effect,
     ) -> Result<Accepted> {
         let mut wait = Duration::from_millis(50);
-        let with_effect = |error: Error, effect| if effect == Effect::Unknown { error.effect_unknown() } else { error };
         loop {
             let error = match self.once(&envelope).await {
                 Ok(accepted) => {
                     self.failing.store(false, Ordering::Relaxed);
                     return Ok(accepted);
                 }
-                Err(e) if !e.is_retryable() => return Err(with_effect(e, effect)),
+                Err(e) if effect == Effect::Unknown => e.effect_unknown(),
                 Err(e) => e,
             };
-            effect = if error.effect() == Effect::Unknown { Effect::Unknown } else { effect };
+            if !error.is_retryable() {
+                return Err(error);
+            }
+            effect = error.effect();
             if clock.now() + wait < give_up {
                 self.complain(&error, give_up.since(clock.now()));
             }
             if clock.now() + wait >= give_up {
                 let waited = anyqueue_core::time::show(self.broker.settings.send_timeout);
-                let error = error.during("send").with("queue", &self.queue).with("gave up after", waited);
-                return Err(with_effect(error, effect));
+                return Err(error.during("send").with("queue", &self.queue).with("gave up after", waited));
             }
             clock.sleep_until(clock.now() + wait.mul_f64(0.5 + fastrand::f64())).await;
             wait = (wait * 2).min(Duration::from_secs(2));

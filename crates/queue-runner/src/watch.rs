@@ -25,7 +25,7 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, names: &str,
             tracing::info!("no worker here: {}", idle.join(", "));
         }
     }
-    runner = runner.watch(watch);
+    runner = runner.watch(watch.clone());
     if work.drain {
         runner = runner.drain();
     }
@@ -46,18 +46,18 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, names: &str,
     } else {
         context.out.remark(&finished);
         if finished.why == Why::Drained {
-            remark_pauses(context, queues, names, &here).await;
+            remark_pauses(context, queues, &watch, &here).await;
         }
     }
     Ok(finished.exit_code())
 }
 
 /// A paused queue is drained while tasks wait in it, which nobody should have to guess.
-async fn remark_pauses(context: &mut Context<'_>, queues: &Queues, names: &str, here: &[String]) {
+async fn remark_pauses(context: &mut Context<'_>, queues: &Queues, watch: &Watch, here: &[String]) {
     let idle = without_worker(queues, here);
-    let watched = |name: &&QueueName| match names.trim() {
-        "all" => !idle.iter().any(|idle| idle == name.as_str()),
-        names => names.split(',').any(|one| one.trim() == name.as_str()),
+    let watched = |name: &&QueueName| match watch {
+        Watch::Named(names) => names.iter().any(|one| one == name.as_str()),
+        Watch::All => !idle.iter().any(|idle| idle == name.as_str()),
     };
     for name in queues.settings().queues.keys().filter(watched) {
         let Ok(broker) = queues.broker(name).await else { continue };

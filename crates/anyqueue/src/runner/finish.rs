@@ -61,8 +61,8 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// What a process should end with: 0 clean; 1 some queues could not be worked; 3 running handlers were cut short and their tasks given back; 4 results
-    /// could not be stored and those tasks will come again.
+    /// What a process should end with: 0 clean; 1 some queues could not be worked; 3 running handlers were cut short and their
+    /// tasks given back; 4 results could not be stored and those tasks will come again.
     pub fn exit_code(&self) -> u8 {
         match (self.unstored, self.cut_short, self.unworked) {
             (1.., _, _) => 4,
