@@ -13,7 +13,8 @@ use anyqueue_testkit::servers::redis;
 use anyqueue_testkit::{Launch, Process, Ready, Sample, Server, temp_dir};
 use shared::cluster::Cluster;
 use shared::{
-    SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_waits, tell, url, work,
+    SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_listens, somebody_waits,
+    tell, url, work,
 };
 
 const NONE: [&str; 0] = [];
@@ -176,7 +177,8 @@ async fn a_failover_of_sentinels_is_followed() {
     assert_eq!(numbers, (0..21).collect::<Vec<_>>());
     // Rung by the new master, not only found by looking.
     let sending = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        somebody_listens(&replica, &queue).await;
+        somebody_waits(&replica, &queue).await;
         send_one(&*broker, &queue, 99).await.unwrap();
         std::time::Instant::now()
     };
