@@ -286,7 +286,7 @@ mod tests {
             ["redis://u:p@x/sec@h:6379", "redis://u:p@ss?sec@h", "redis://u:1?sec=x@h", "redis://u:p@ss?a=sec@h"];
         for text in cut.into_iter().chain(cut_after_a_login) {
             let error = format!("{:?}", BrokerUrl::parse(text).unwrap_err());
-            assert!(error.contains("is written %2F") && !error.contains("sec") && !error.contains("ret@"), "{error}");
+            assert!(error.contains("is written %2F") && !error.contains("sec") && !error.contains("ret"), "{error}");
         }
         let ports =
             ["redis://u:sec", "redis://u:sec@h:port", "redis://u:sec:r?et=x", "amqp://u:se@sec:x/rest", "amqp://u:12,sec:x"];

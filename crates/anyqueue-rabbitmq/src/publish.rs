@@ -95,10 +95,17 @@ impl Shared {
             // What is consumed is still there, and its leases hold.
             false => self.reconsider(&layout.queue),
         }
-        if self.config.create != Create::Auto || self.ensure(layout).await.is_err() {
+        if self.config.create != Create::Auto {
             return false;
         }
         let again: Vec<usize> = (0..posts.len()).filter(|at| came_back(&answers[*at])).collect();
+        if let Err(e) = self.ensure(layout).await {
+            // What passes by is no reason to say that the queue is not there.
+            for at in again.into_iter().filter(|_| e.is_retryable()) {
+                answers[at] = Err(without_effect(&e));
+            }
+            return false;
+        }
         let back: Vec<Post> = again.iter().map(|at| posts[*at].clone()).collect();
         for (at, answer) in again.into_iter().zip(self.publish(&back).await) {
             answers[at] = answer;
@@ -127,8 +134,8 @@ pub(crate) struct Publishing<'a> {
 }
 
 impl Publishing<'_> {
-    /// Publishes all to a queue's own queues. What comes back since one of them was deleted goes once more, to a new one. More
-    /// than once, since somebody here may have seen the old one a moment before it was deleted, and taken it for known again.
+    /// Publishes all to a queue's own queues. What comes back since one of them was deleted goes again, to a new one: up to
+    /// `TRIES` times, since somebody here may have seen the old one a moment before it was deleted, and taken it for known.
     pub(crate) async fn to(self, layout: &Layout, posts: &[Post]) -> Vec<Result<()>> {
         let shared = self.shared;
         let mut answers = self.all(posts).await;
@@ -166,14 +173,17 @@ impl Publishing<'_> {
             let _ = futures::poll!(putting.as_mut());
         }
         let (mut answers, mut back, mut clean) = (Vec::with_capacity(posts.len()), HashSet::new(), true);
-        for putting in under_way {
+        for (putting, post) in under_way.into_iter().zip(posts) {
             let answer = timeout_at(until, confirmed(putting)).await;
             let word = match answer {
                 Ok(Ok(word)) => word,
                 Ok(Err(e)) => {
                     clean = false;
-                    self.shared.learn(&e);
-                    answers.push(Err(error::lost(e)));
+                    let size = post.body.len() as u64;
+                    answers.push(Err(match self.shared.learn(&e) {
+                        Some(limit) if size > limit => Error::too_large(size, limit),
+                        _ => error::lost(e),
+                    }));
                     continue;
                 }
                 Err(_) => {
@@ -249,7 +259,7 @@ fn came_back(answer: &Result<()>) -> bool {
     answer.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound && e.effect() == Effect::None)
 }
 
-/// A connection that could not be made, so that nothing was sent.
+/// What was in the way before anything was sent.
 fn without_effect(e: &Error) -> Error {
     Error::new(e.kind(), e.message().to_owned()).because(anyqueue_core::chain(e))
 }

@@ -131,11 +131,12 @@ impl Shared {
         }
     }
 
-    /// Takes note of a size that the server has refused, so that it is refused here the next time, and alone.
-    pub(crate) fn learn(&self, refusal: &lapin::Error) {
-        if let Some(limit) = error::size_limit(refusal) {
-            self.server_limit.fetch_min(limit, Ordering::Relaxed);
-        }
+    /// Takes note of the largest size that the server takes, if it has refused one, so that it is refused here the next time,
+    /// and alone.
+    pub(crate) fn learn(&self, refusal: &lapin::Error) -> Option<u64> {
+        let limit = error::size_limit(refusal)?;
+        self.server_limit.fetch_min(limit, Ordering::Relaxed);
+        Some(limit)
     }
 
     pub(crate) fn was_marked(&self, queue: &QueueName) -> bool {

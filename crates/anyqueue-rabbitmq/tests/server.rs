@@ -16,8 +16,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyqueue_core::{
-    Broker, ConnectOptions, ConsumeOptions, Consumer, Create, Defaults, Delivery, ErrorKind, Figure, Incoming, Paused, QueueName,
-    Settlement, State, TaskId, Which,
+    Broker, ConnectOptions, ConsumeOptions, Consumer, Create, Defaults, Delivery, Effect, ErrorKind, Figure, Incoming, Paused,
+    QueueName, Settlement, State, TaskId, Which,
 };
 use anyqueue_testkit::servers::rabbitmq::{self, Node};
 use anyqueue_testkit::{Sample, Server, SystemClock};

@@ -36,8 +36,9 @@ async fn a_cluster_spreads_queues_and_rings_across_nodes() {
     for (number, queue) in queues.iter().enumerate() {
         let mut consumer = consumer(&*broker, queue).await;
         assert_eq!(work(&mut *consumer, number + 1, SOON).await.len(), number + 1);
+        let slot: u16 = tell(&mut operator(&cluster.0[0]).await, &format!("CLUSTER KEYSLOT {{{queue}}}")).await;
         let sending = async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            somebody_waits(&cluster.0[Cluster::owner(slot)], queue).await;
             send_one(&*producer, queue, 77).await.unwrap();
             std::time::Instant::now()
         };

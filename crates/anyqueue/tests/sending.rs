@@ -19,6 +19,7 @@ async fn what_one_try_may_have_sent_stays_unknown_however_the_last_one_ends() {
     let sender = queues.queue("q").unwrap();
     for many in [false, true] {
         scripted.fail_next(Verb::Send, Error::unavailable("reset").effect_unknown());
+        scripted.fail_next(Verb::Send, Error::new(ErrorKind::Busy, "somebody else has it"));
         scripted.fail_next(Verb::Send, Error::new(ErrorKind::Denied, "no such user"));
         let error = match many {
             false => sender.send(NewTask::new("w", &1)).await.unwrap_err(),

@@ -238,12 +238,35 @@ async fn a_policys_delivery_limit_takes_no_held_task_away() {
     let told = broker.diagnose().await.unwrap();
     assert!(told.iter().any(|finding| finding.text.contains("delivery limit")), "{told:?}");
     let next = connect(&node, "").await;
-    next.declare(&queue).await.unwrap();
     // The server throws them to where they are found again, and answers others meanwhile.
     let (mut kicked, until) = (0, Instant::now() + SOON);
     while kicked < ids.len() as u64 {
         assert!(Instant::now() < until, "{kicked} came back");
+        next.declare(&queue).await.unwrap();
         kicked += next.admin().kick(&queue, &Which::All).await.unwrap();
     }
-    assert_eq!(kicked, ids.len() as u64);
+    let (mut consumer, mut numbers) = (consumer(&*next, &queue).await, Vec::new());
+    while numbers.len() < ids.len() {
+        let delivery = super::next(&mut *consumer).await;
+        numbers.extend(Sample::number(&delivery));
+        settle(&*consumer, &delivery, Settlement::Done).await;
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, [0, 1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_only_the_server_finds_too_large_is_certainly_not_sent() {
+    let node = start("", [""; 0]).await;
+    node.control(&["eval", "application:set_env(rabbit, max_message_size, 1000000)."]).await.unwrap();
+    let (broker, queue) = (connect(&node, "").await, name("large"));
+    broker.declare(&queue).await.unwrap();
+    let mut large = Sample::new(1).envelope();
+    large.body = vec![b'x'; 1_000_001].into();
+    for _ in 0..2 {
+        let error = broker.send(&queue, std::slice::from_ref(&large)).await.remove(0).unwrap_err();
+        let size = ErrorKind::TooLarge { size: 1_000_001, limit: 1_000_000 };
+        assert_eq!((error.kind(), error.effect()), (size, Effect::None), "{error}");
+    }
+    broker.send(&queue, &[Sample::new(2).envelope()]).await.remove(0).unwrap();
 }
