@@ -1,11 +1,13 @@
 //! Ports for servers, each handed out to one server at a time among all tests of this machine.
 
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::{Mutex, PoisonError};
+
+use tokio::net::TcpSocket;
 
 /// Below what systems choose from for outgoing connections: none of those can take a server's port while it restarts.
 const PORTS: Range<u16> = 20_000..32_000;
@@ -36,13 +38,21 @@ impl Port {
                 Err(e) => return Err(io::Error::new(e.kind(), format!("the abstract socket `{name}` cannot be had: {e}"))),
             };
             // A program that knows nothing of these marks may listen there.
-            if TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_ok() {
+            if is_free(number)? {
                 return Ok(Self { number, _mark: mark });
             }
         }
         let text = format!("none of the ports {} to {} is free", ports.start, ports.end - 1);
         Err(io::Error::new(io::ErrorKind::AddrInUse, text))
     }
+}
+
+/// Whether nobody listens there. It never listens itself: a program that another test is starting at this moment keeps all that
+/// is open here for a moment longer, and would pass for the server that is about to start.
+fn is_free(number: u16) -> io::Result<bool> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    Ok(socket.bind((Ipv4Addr::LOCALHOST, number).into()).is_ok())
 }
 
 /// A port on which nobody listens, and that is handed out to nobody else as long as this process lives.
@@ -58,13 +68,15 @@ pub fn free_port() -> io::Result<u16> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::{Duration, Instant};
 
     use super::*;
 
     /// Two ports of one test of one process, outside those that servers get.
     fn two(test: u16) -> Range<u16> {
-        let first = 32_000 + (std::process::id() % 100) as u16 * 6 + test * 2;
+        let first = 32_000 + (std::process::id() % 90) as u16 * 8 + test * 2;
         first..first + 2
     }
 
@@ -97,6 +109,25 @@ mod tests {
         let ports = two(1);
         let _other = TcpListener::bind((Ipv4Addr::LOCALHOST, ports.start)).unwrap();
         assert_eq!(Port::among(ports.clone()).unwrap().number, ports.start + 1);
+    }
+
+    #[test]
+    fn a_port_that_was_looked_at_takes_no_connection_while_programs_are_started() {
+        let (number, stop) = (two(3).start, AtomicBool::new(false));
+        let connected = std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        std::process::Command::new("true").output().unwrap();
+                    }
+                });
+            }
+            let looks = (0..2000).filter(|_| is_free(number).unwrap());
+            let connected = looks.filter(|_| TcpStream::connect((Ipv4Addr::LOCALHOST, number)).is_ok()).count();
+            stop.store(true, Ordering::Relaxed);
+            connected
+        });
+        assert_eq!(connected, 0);
     }
 
     /// Set in the other process of the test below: the port that it tries to get.
