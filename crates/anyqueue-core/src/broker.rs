@@ -132,7 +132,8 @@ pub trait Admin: Debug + Send + Sync {
     /// What is known of one task; `None` if it is not there (any more).
     async fn info(&self, queue: &QueueName, id: TaskId) -> Result<Option<TaskInfo>>;
 
-    /// The next tasks of a state, in the order in which they will come, without changing anything.
+    /// The next tasks of a state, in the order in which they will come, without changing anything. `Unsupported` for a state
+    /// that the broker shows to nobody: "none" would be a guess.
     async fn peek(&self, queue: &QueueName, state: State, limit: usize) -> Result<Vec<Peeked>>;
 
     /// Held tasks, longest held first, a page at a time.

@@ -103,8 +103,11 @@ async fn peek(hub: &Hub, queue: &Queue, state: State, limit: usize) -> Result<Ve
                 }
             }
         }
-        // A job server shows neither what is not due nor what others have.
-        State::Held | State::Delayed | State::Reserved => {}
+        State::Held => {}
+        State::Delayed | State::Reserved => {
+            let text = format!("a job server shows nobody {state} tasks; `stats` counts them");
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
     }
     Ok(all)
 }

@@ -178,7 +178,9 @@ impl Admin for RabbitBroker {
                 State::Ready => shared.peek_ready(&layout, limit).await?,
                 State::Delayed => shared.peek_delayed(&layout, limit).await?,
                 State::Held => shared.held(&layout, 0, limit).await?.0,
-                State::Reserved => Vec::new(),
+                State::Reserved => {
+                    return Err(Error::new(ErrorKind::Unsupported, "RabbitMQ shows nobody the tasks that workers have"));
+                }
             };
             let now = shared.clock.wall();
             Ok(found.iter().map(|message| message.peeked(state, now)).collect())

@@ -138,8 +138,11 @@ impl Admin for Sqs {
                     self.undisturbed(lines, move |hub, lines| async move { hub.look(&lines, limit).await }).await
                 }
                 State::Held if limit > 0 => self.page(lines, None, limit).await.map(|page| page.tasks),
-                // SQS hides these from everybody.
-                _ => Ok(Vec::new()),
+                State::Ready | State::Held => Ok(Vec::new()),
+                State::Delayed | State::Reserved => {
+                    let text = format!("SQS shows nobody {state} tasks; `stats` counts them");
+                    Err(Error::new(ErrorKind::Unsupported, text))
+                }
             }
         };
         named(read.await, "peek", queue)

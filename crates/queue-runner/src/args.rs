@@ -40,6 +40,9 @@ pub(crate) struct Global {
     /// Use this broker for all queues: a name in the settings, or a URL.
     #[arg(long, value_name = "NAME|URL", global = true, help_heading = "Everywhere")]
     pub(crate) broker: Option<String>,
+    /// Take queues that the settings do not know, and send tasks that they do not know.
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub(crate) unchecked: bool,
     /// Print JSON, one object per line.
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) json: bool,
@@ -90,9 +93,6 @@ pub(crate) struct Work {
     /// Send the same task so many times.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "send", conflicts_with = "jsonl", help_heading = "Send")]
     pub(crate) count: Option<u64>,
-    /// Send to queues and tasks that the settings do not know.
-    #[arg(long, requires = "sending", help_heading = "Send")]
-    pub(crate) unchecked: bool,
 
     /// Work tasks: all queues that have a worker here, or the named ones.
     #[arg(long, value_name = "all|A,B", num_args = 0..=1, default_missing_value = "all", help_heading = "Work")]
@@ -118,9 +118,14 @@ pub(crate) struct Work {
 }
 
 impl Work {
+    /// Whether anything is sent.
+    pub(crate) fn sends(&self) -> bool {
+        self.send.is_some() || self.jsonl
+    }
+
     /// Whether anything of this was typed.
     pub(crate) fn is_asked(&self) -> bool {
-        self.list || self.send.is_some() || self.jsonl || self.watch.is_some()
+        self.list || self.sends() || self.watch.is_some()
     }
 }
 
@@ -215,6 +220,24 @@ pub(crate) enum Command {
     },
     /// Print completions for a shell.
     Completions { shell: clap_complete::Shell },
+}
+
+impl Command {
+    /// The queues that it names; none where it is for all.
+    pub(crate) fn queues(&self) -> &[String] {
+        match self {
+            Self::Check | Self::Brokers { .. } | Self::Completions { .. } => &[],
+            Self::Stats { queues, .. } | Self::Init { queues } => queues,
+            Self::Info { queue, .. } => queue.as_slice(),
+            Self::Peek { queue, .. }
+            | Self::Held { queue, .. }
+            | Self::Kick { queue, .. }
+            | Self::Delete { queue, .. }
+            | Self::Purge { queue, .. }
+            | Self::Pause { queue, .. }
+            | Self::Resume { queue } => std::slice::from_ref(queue),
+        }
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -84,6 +84,7 @@ fn lines() -> mpsc::Receiver<std::io::Result<Vec<Numbered>>> {
 struct Targets<'a> {
     queues: &'a Queues,
     work: &'a Work,
+    unchecked: bool,
     senders: HashMap<String, Sender>,
 }
 
@@ -101,7 +102,7 @@ impl Targets<'_> {
             (None, Some(queue)) => queue.to_string(),
             (None, None) => return Err(Error::invalid(format!("`queue` is missing, and no route takes task `{}`", line.task))),
         };
-        if !self.work.unchecked {
+        if !self.unchecked {
             send::known(settings, &queue, &line.task)?;
         }
         let data = line.data.as_ref().map_or("null", |data| data.get()).to_owned();
@@ -118,7 +119,7 @@ impl Targets<'_> {
         if !self.senders.contains_key(queue) {
             let sender = match self.queues.queue(queue) {
                 Ok(sender) => sender,
-                Err(_) if self.work.unchecked => {
+                Err(_) if self.unchecked => {
                     let mut settings = self.queues.settings().clone();
                     let unknown = settings.queue_or_default(queue)?;
                     settings.queues.insert(unknown.name.clone(), unknown);
@@ -143,7 +144,7 @@ fn unnumbered(e: &serde_json::Error) -> String {
 }
 
 pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, work: &Work) -> Result<u8> {
-    let mut targets = Targets { queues, work, senders: HashMap::new() };
+    let mut targets = Targets { queues, work, unchecked: context.unchecked, senders: HashMap::new() };
     let mut lines = lines();
     let bar = context.screen.progress(None);
     let (mut sent, mut failed) = (0, 0);

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use anyqueue::core::{Admin, Broker, QueueName};
+use anyqueue::core::{Admin, Broker, Error, QueueName};
 use anyqueue::settings::QueueSettings;
 use anyqueue::{Queue, Queues, Settings};
 
 use crate::QueueRunner;
 use crate::args::CommandLine;
-use crate::failure::{Result, report};
+use crate::failure::{Failure, Result, report};
 use crate::out::Out;
 use crate::screen::Screen;
 
@@ -16,6 +16,8 @@ use crate::screen::Screen;
 #[derive(Debug)]
 pub(crate) struct Context<'a> {
     pub(crate) settings: Settings,
+    /// Whether the settings need not know what is named.
+    pub(crate) unchecked: bool,
     pub(crate) screen: Screen,
     pub(crate) out: &'a mut Out,
     /// Workers in Rust.
@@ -31,7 +33,7 @@ impl Context<'_> {
     /// One queue's settings, and its broker, connected. A queue that is not there yet is set up where that is allowed,
     /// so that it can be looked at or paused before its first task.
     pub(crate) async fn open(&self, name: &str) -> Result<Opened> {
-        let settings = self.settings.queue(name)?.clone();
+        let settings = self.queue(name)?.clone();
         let queues = self.connect().await?;
         let broker = queues.broker(&settings.name).await?;
         broker.declare(&settings.name).await?;
@@ -44,12 +46,25 @@ impl Context<'_> {
         self.screen.above(|| report(text));
     }
 
+    /// Takes a queue that the settings do not know: it has what `[defaults]` say.
+    pub(crate) fn adopt(&mut self, name: &str) -> Result<()> {
+        let queue = self.settings.queue_or_default(name)?;
+        self.settings.queues.insert(queue.name.clone(), queue);
+        Ok(())
+    }
+
+    /// A queue of the settings.
+    fn queue(&self, name: &str) -> Result<&QueueSettings, Error> {
+        let hint = |e: Error| Error::new(e.kind(), format!("{}; --unchecked takes it all the same", e.message()));
+        self.settings.queue(name).map_err(hint)
+    }
+
     /// The named queues, or all.
     pub(crate) fn chosen(&self, names: &[String]) -> Result<Vec<QueueName>> {
         if names.is_empty() {
             return Ok(self.settings.queues.keys().cloned().collect());
         }
-        names.iter().map(|name| Ok(self.settings.queue(name)?.name.clone())).collect()
+        names.iter().map(|name| Ok(self.queue(name)?.name.clone())).collect()
     }
 }
 
@@ -100,5 +115,8 @@ pub(crate) fn settings(line: &CommandLine, program: &QueueRunner) -> Result<Sett
         }
     }
     builder = program.handlers.iter().fold(builder, |builder, handler| builder.handler(handler));
-    Ok(builder.load()?)
+    builder.load().map_err(|e| match e.message().lines().all(|line| line.starts_with("command line: ")) {
+        true => Failure::usage(e.message()),
+        false => e.into(),
+    })
 }

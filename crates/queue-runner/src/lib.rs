@@ -99,6 +99,9 @@ fn run(program: QueueRunner, line: CommandLine, out: &mut Out) -> Result<u8> {
             eprintln!("{}", CommandLine::command().render_help());
             Ok(failure::USAGE)
         }
+        None if line.global.unchecked && !line.work.sends() => {
+            Err(Failure::usage("--unchecked is for sending and for the subcommands; only queues with workers can be watched"))
+        }
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
             let typed = std::env::args_os().next().unwrap_or_default();
@@ -112,7 +115,13 @@ fn run(program: QueueRunner, line: CommandLine, out: &mut Out) -> Result<u8> {
             let screen = Screen::start(line.global.verbose, line.global.quiet);
             let settings = context::settings(&line, &program)?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            let code = runtime.block_on(obey(line, Context { settings, screen, out, handlers: program.handlers }));
+            let unchecked = line.global.unchecked;
+            let mut context = Context { settings, unchecked, screen, out, handlers: program.handlers };
+            if unchecked {
+                let named = line.command.as_ref().map_or(&[][..], Command::queues);
+                named.iter().try_for_each(|name| context.adopt(name))?;
+            }
+            let code = runtime.block_on(obey(line, &mut context));
             // A thread that still waits for standard input must not keep the command from ending.
             runtime.shutdown_background();
             code
@@ -120,8 +129,7 @@ fn run(program: QueueRunner, line: CommandLine, out: &mut Out) -> Result<u8> {
     }
 }
 
-async fn obey(line: CommandLine, mut context: Context<'_>) -> Result<u8> {
-    let context = &mut context;
+async fn obey(line: CommandLine, context: &mut Context<'_>) -> Result<u8> {
     match line.command {
         None if line.work.list => Ok(list::show(context)),
         None => work(line.work, context).await,
@@ -143,7 +151,7 @@ async fn obey(line: CommandLine, mut context: Context<'_>) -> Result<u8> {
 
 /// Sends, then watches.
 async fn work(work: args::Work, context: &mut Context<'_>) -> Result<u8> {
-    let plan = send::plan(&work, &mut context.settings)?;
+    let plan = send::plan(&work, context)?;
     let queues = context.connect().await?;
     let mut code = failure::OK;
     if let Some(plan) = plan {

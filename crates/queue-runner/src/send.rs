@@ -23,14 +23,12 @@ pub(crate) struct Plan {
 }
 
 /// Reads and checks all that `--send` was given. `None`: nothing is to be sent.
-pub(crate) fn plan(work: &Work, settings: &mut Settings) -> Result<Option<Plan>> {
+pub(crate) fn plan(work: &Work, context: &mut Context<'_>) -> Result<Option<Plan>> {
     let Some(typed) = &work.send else { return Ok(None) };
     let (queue, task, message) = target(typed)?;
-    if work.unchecked {
-        let queue = settings.queue_or_default(queue)?;
-        settings.queues.insert(queue.name.clone(), queue);
-    } else {
-        known(settings, queue, task)?;
+    match context.unchecked {
+        true => context.adopt(queue)?,
+        false => known(&context.settings, queue, task)?,
     }
     let new = match (message, &work.data) {
         (Some(_), Some(_)) => return Err(Failure::usage("the data is given twice; use either a message or --data")),

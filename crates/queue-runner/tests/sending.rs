@@ -65,6 +65,12 @@ fn an_unknown_queue_or_task_is_refused_with_the_known_names_unless_unchecked() {
     place.run(&["--send", "elsewhere:any:x", "--unchecked"]).ends_with(0);
     place.run(&["--broker", "memory:", "--send", "elsewhere:any:x", "--unchecked"]).ends_with(0).says("via command-line");
     place.run(&["--send", "bad name:any:x", "--unchecked"]).ends_with(2);
+    // What was sent so can be looked after.
+    place.run(&["peek", "elsewhere"]).ends_with(1).complains("--unchecked takes it all the same");
+    assert_eq!(place.run(&["peek", "elsewhere", "--unchecked", "--json"]).ends_with(0).json().len(), 1);
+    assert_eq!(place.run(&["stats", "elsewhere", "--unchecked", "--json"]).ends_with(0).json()[0]["ready"], 1);
+    place.run(&["peek", "bad name", "--unchecked"]).ends_with(1).complains("' '");
+    place.run(&["--watch", "elsewhere", "--unchecked"]).ends_with(2).complains("only queues with workers");
 }
 
 #[test]

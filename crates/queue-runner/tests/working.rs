@@ -50,7 +50,8 @@ fn limits_end_the_runner_cleanly() {
     assert_eq!(place.stat("default", "ready"), 3);
     place.run(&["--watch", "--max-time", "300ms"]).ends_with(0).says("3 done");
     place.run(&["--watch", "--memory-limit", "1kB"]).ends_with(0).says("memory limit");
-    place.run(&["--watch", "--memory-limit", "lots"]).ends_with(1).complains("`lots` is not a size");
+    place.run(&["--watch", "--memory-limit", "lots"]).ends_with(2).complains("`lots` is not a size");
+    place.run(&["--watch", "--max-time", "0"]).ends_with(2).complains("`0` is too short");
     place.run(&["--watch", "--slots", "0"]).ends_with(2);
     place.run(&["--drain"]).ends_with(2).complains("--watch");
     place.run(&["--jsonl", "--count", "3"]).ends_with(2).complains("--count");

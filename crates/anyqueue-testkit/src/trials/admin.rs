@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyqueue_core::{ErrorKind, Exactness, Figure, Paused, Settlement, State, TaskId, Which};
+use anyqueue_core::{ErrorKind, Exactness, Figure, Paused, Peeked, Result, Settlement, State, TaskId, Which};
 
 use super::hold::{held, hold, read};
 use crate::rig::{Rig, consume, done, drain, incoming, one, reserve, send, settle, take};
@@ -92,6 +92,14 @@ pub(super) async fn c16_facts_of_one_task(rig: &Rig) -> Outcome {
     passed()
 }
 
+/// What a look found; `None` if the broker shows tasks of that state to nobody, and says so.
+pub(super) fn unless_hidden(looked: Result<Vec<Peeked>>) -> Result<Option<Vec<Peeked>>> {
+    match looked {
+        Err(e) if e.kind() == ErrorKind::Unsupported => Ok(None),
+        looked => looked.map(Some),
+    }
+}
+
 /// Peeking shows the next tasks and changes neither order nor counts nor attempts.
 pub(super) async fn c17_peek_changes_nothing(rig: &Rig) -> Outcome {
     let (broker, queue, capabilities) = rig.open("peek").await?;
@@ -110,7 +118,7 @@ pub(super) async fn c17_peek_changes_nothing(rig: &Rig) -> Outcome {
         assert!(!ready.is_empty() && ready.len() <= 10 && ready.iter().all(|task| task.state == State::Ready));
         let ids: Vec<_> = ready.iter().map(|task| read(task, &queue).id).collect();
         assert!(!native || (ids.len() == 10 && ids[0] == tasks[11].id && ids[1] == tasks[0].id), "the next ones, in order");
-        let delayed = admin.peek(&queue, State::Delayed, 10).await?;
+        let delayed = unless_hidden(admin.peek(&queue, State::Delayed, 10).await)?.unwrap_or_default();
         assert!(delayed.len() <= 1 && (!native || delayed.len() == 1), "one task is delayed");
         assert!(admin.peek(&queue, State::Ready, 0).await?.is_empty());
     }
@@ -121,8 +129,9 @@ pub(super) async fn c17_peek_changes_nothing(rig: &Rig) -> Outcome {
     assert_eq!(Sample::number(&got[0]), Some(11), "the most urgent first, as if nobody had looked");
     assert!(got.iter().all(|d| d.native.redeliveries.value().is_none_or(|n| n == 0)), "a look was counted as a death");
     assert!(got.iter().all(|d| incoming(d).attempt() == 1));
-    if native {
-        assert_eq!(admin.peek(&queue, State::Reserved, 100).await?.len(), 12);
+    match unless_hidden(admin.peek(&queue, State::Reserved, 100).await)? {
+        Some(reserved) => assert_eq!(reserved.len(), 12),
+        None => assert!(!native, "a look that hides something has a caveat"),
     }
     done(consumer.settler().as_ref(), &got).await?;
     passed()

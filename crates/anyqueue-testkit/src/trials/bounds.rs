@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyqueue_core::{Effect, ErrorKind, State, time::MAX_DELAY, time::MIN_TTR};
 
+use super::admin::unless_hidden;
 use crate::rig::{Rig, consume, done, one, send, take, touch};
 use crate::run::{Outcome, not_applicable, passed};
 use crate::sample::Sample;
@@ -26,8 +27,8 @@ pub(super) async fn c05_delay_bounds(rig: &Rig) -> Outcome {
     let mut consumer = consume(&*broker, &queue).await?;
     assert!(take(&mut *consumer, 1, Duration::from_millis(300)).await?.is_empty(), "a delay of five years was over at once");
     if capabilities.peek.works() {
-        let delayed = broker.admin().peek(&queue, State::Delayed, 5).await?;
         // A broker that can only disturb may have no way to see what it delays itself; its caveat says so.
+        let delayed = unless_hidden(broker.admin().peek(&queue, State::Delayed, 5).await)?.unwrap_or_default();
         assert!(delayed.len() == 1 || (delayed.is_empty() && capabilities.peek.caveat().is_some()), "one task is delayed");
         for task in delayed {
             let left = task.remaining.unwrap_or(MAX_DELAY);
