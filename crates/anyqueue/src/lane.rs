@@ -28,8 +28,37 @@ pub(crate) struct Lane {
 /// How many requests of one queue are under way at once over a network: with two, the broker has work while answers are
 /// on their way. A broker in this process or in a file gathers what comes at once by itself.
 const REQUESTS: usize = 2;
-/// There are more where tasks fill more of the broker's own requests, up to so many.
+/// There are more, up to so many, where each is full: one that is half full costs a broker as much.
 const MOST_REQUESTS: usize = 64;
+
+/// When a request goes out beside others of its queue.
+#[derive(Debug, Clone, Copy)]
+enum Room {
+    /// At once: the broker gathers them by itself.
+    Always,
+    /// Two at once, and more where they have so many tasks.
+    Full(usize),
+}
+
+impl Room {
+    /// Whether a request with so many tasks goes out beside so many.
+    fn has(self, requests: usize, tasks: usize) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Full(full) => requests < REQUESTS || (tasks >= full && requests < MOST_REQUESTS),
+        }
+    }
+
+    /// An equal share of all tasks that are on their way, as requests of equal size keep both sides busy; or as many as fill
+    /// some of the broker's own requests.
+    fn share(self, all: usize) -> usize {
+        match self {
+            Self::Always => all.div_ceil(MOST_REQUESTS),
+            Self::Full(full) if all < full * REQUESTS => all.div_ceil(REQUESTS),
+            Self::Full(full) => full * (all / full).div_ceil(MOST_REQUESTS),
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -44,13 +73,12 @@ impl Lane {
         Arc::new(Self { queue, broker, waiting: Mutex::default(), failing: AtomicBool::new(false), io })
     }
 
-    /// How many requests there may be for so many tasks.
-    fn most_requests(&self, tasks: usize) -> usize {
-        let Some(broker) = self.broker.if_connected() else { return REQUESTS };
+    fn room(&self) -> Room {
+        let Some(broker) = self.broker.if_connected() else { return Room::Full(usize::MAX / REQUESTS) };
         let can = broker.capabilities(&self.queue);
         match can.link {
-            Link::Memory | Link::File => usize::MAX,
-            Link::Network { .. } => tasks.div_ceil(can.batch.together.max(1)).clamp(REQUESTS, MOST_REQUESTS),
+            Link::Memory | Link::File => Room::Always,
+            Link::Network { .. } => Room::Full(can.batch.together.max(1)),
         }
     }
 
@@ -140,7 +168,7 @@ impl Lane {
     async fn once(self: &Arc<Self>, envelope: &Envelope) -> Result<Accepted> {
         let follow = {
             let mut waiting = self.waiting();
-            let more = waiting.requests < self.most_requests(waiting.tasks.len() + waiting.carried + 1);
+            let more = self.room().has(waiting.requests, waiting.tasks.len() + 1);
             waiting.requests += usize::from(more);
             if more && waiting.tasks.is_empty() {
                 waiting.carried += 1;
@@ -182,23 +210,22 @@ impl Lane {
             let (batch, answers): (Vec<_>, Vec<_>) = {
                 let mut waiting = self.waiting();
                 waiting.carried -= std::mem::take(&mut next.carried);
-                // An equal share of all that is on its way: requests of equal size keep both sides busy.
-                let all = waiting.tasks.len() + waiting.carried;
-                let requests = self.most_requests(all).min(MOST_REQUESTS);
-                let count = waiting.tasks.len().min(most).min(all.div_ceil(requests));
+                let (room, ready) = (self.room(), waiting.tasks.len());
+                if ready == 0 || !room.has(waiting.requests - 1, ready) {
+                    // What is ready goes with the next of the others, or as soon as it fills a request.
+                    return;
+                }
+                let count = ready.min(most).min(room.share(ready + waiting.carried));
                 waiting.carried += count;
                 next.carried = count;
                 let batch = waiting.tasks.drain(..count).unzip();
-                if !waiting.tasks.is_empty() && waiting.requests < requests {
+                if ready > count && room.has(waiting.requests, ready - count) {
                     // What came before it was connected, and nobody else comes for.
                     waiting.requests += 1;
                     self.start_flush();
                 }
                 batch
             };
-            if batch.is_empty() {
-                return;
-            }
             let results = self.sent(&*broker, &batch).await;
             results.into_iter().zip(answers).for_each(|(result, answer)| drop(answer.send(result)));
         }
@@ -236,9 +263,10 @@ impl Drop for Next<'_> {
     fn drop(&mut self) {
         let mut waiting = self.lane.waiting();
         waiting.carried -= self.carried;
-        if waiting.tasks.is_empty() {
-            waiting.requests -= 1;
-        } else {
+        waiting.requests -= 1;
+        let ready = waiting.tasks.len();
+        if ready > 0 && self.lane.room().has(waiting.requests, ready) {
+            waiting.requests += 1;
             self.lane.start_flush();
         }
     }
@@ -259,4 +287,24 @@ fn refuse(envelope: &Envelope, broker: &str, can: &Capabilities) -> Result<()> {
 
 fn no_answer() -> Error {
     Error::new(anyqueue_core::ErrorKind::Protocol, "the adapter gave no answer for this task").effect_unknown()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_third_request_goes_out_once_it_is_full() {
+        let tens = Room::Full(10);
+        assert!(tens.has(0, 1) && tens.has(1, 1) && tens.has(2, 10) && tens.has(MOST_REQUESTS - 1, 10));
+        assert!(!tens.has(2, 9) && !tens.has(MOST_REQUESTS, 10) && Room::Always.has(1000, 1));
+    }
+
+    #[test]
+    fn requests_are_equal_or_full() {
+        let shares = [1, 2, 15, 19, 20, 64, 640, 1000].map(|all| Room::Full(10).share(all));
+        assert_eq!(shares, [1, 1, 8, 10, 10, 10, 10, 20]);
+        assert_eq!([1, 64, 65].map(|all| Room::Always.share(all)), [1, 1, 2]);
+        assert_eq!(Room::Full(usize::MAX / REQUESTS).share(64), 32, "before it is known what fills one");
+    }
 }

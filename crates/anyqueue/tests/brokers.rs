@@ -115,6 +115,32 @@ async fn concurrent_sends_have_as_many_requests_under_way_as_they_fill() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_sends_again_and_again_is_never_left_waiting_for_a_request_to_be_full() {
+    for senders in [1, 7, 23, 64] {
+        let scripted = Scripted::new(Arc::new(TestClock::start()));
+        scripted.set_latency(Duration::from_millis(10));
+        let batch = Batch { send: 160, together: 10, ..Capabilities::FULL.batch };
+        scripted.set_capabilities(Capabilities { batch, link: NETWORK, ..Capabilities::FULL });
+        let queues = staged(&format!("again {senders}"), Some(Arc::new(scripted.clone())), TestClock::start()).await;
+        let sender = queues.queue("q").unwrap();
+        let one = || {
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                for n in 0..20 {
+                    sender.send(NewTask::new("w", &n)).await.unwrap();
+                }
+            })
+        };
+        let all: Vec<_> = (0..senders).map(|_| one()).collect();
+        for sending in all {
+            // Each waits for two requests at the most: one that has just left, and its own.
+            tokio::time::timeout(Duration::from_millis(20 * 2 * 10 + 100), sending).await.expect("is answered").unwrap();
+        }
+        assert_eq!(scripted.sent().len(), 20 * senders);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_broker_cannot_do_is_refused_at_the_start_all_at_once() {
     let scripted = Scripted::new(Arc::new(TestClock::start()));
     let hold = Support::Needs((), "a task log");
