@@ -152,7 +152,7 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     ),
     peek: Support::Emulated(
         (),
-        "the tasks are reserved for a moment and go behind the others of their level; delayed ones are counted and not shown",
+        "the tasks are reserved for a moment and go behind the others of their level; delayed and reserved ones are counted and not shown",
     ),
     info: Support::Needs((), "a task log: a job server tells nothing of one task"),
     pause: Support::Emulated((), "our workers look for a mark, within half a second; other clients' workers go on"),

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyqueue_core::{Envelope, Figure, Settlement, State, Touch};
+use anyqueue_core::{Envelope, ErrorKind, Figure, Settlement, State, Touch};
 use anyqueue_testkit::servers::gearmand;
 use anyqueue_testkit::{Proxy, Sample, Server};
 use shared::{Raw, connect, consume, done, one, queue, read, reserve, send, settle, take};
@@ -80,6 +80,8 @@ async fn bytes_that_are_no_task_are_held_and_listed() {
     assert!(reserve(&mut *consumer, 1, Duration::from_millis(300)).await.unwrap().is_empty());
     let held = broker.admin().peek(&queue(), State::Held, 10).await.unwrap();
     assert!(held.len() == 1 && String::from_utf8_lossy(&held[0].raw).contains("unreadable"), "{held:?}");
+    let hidden = broker.admin().peek(&queue(), State::Delayed, 10).await.unwrap_err();
+    assert!(hidden.kind() == ErrorKind::Unsupported && hidden.to_string().contains("delayed"), "{hidden}");
     assert_eq!(broker.admin().delete(&queue(), &[task.id]).await.remove(0).map_err(|e| e.to_string()), Ok(()));
 }
 

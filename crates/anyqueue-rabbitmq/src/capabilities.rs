@@ -35,7 +35,10 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     hold: Support::Emulated((), "held tasks are in the queue `<queue>;held`; a crash while one moves there makes a duplicate"),
     delete_held: Support::Emulated((), "the held tasks are taken and given back until it is found"),
     delete_waiting: Support::Needs((), "a task log: RabbitMQ finds no task by its id"),
-    peek: Support::Emulated((), "tasks are taken and given back, and out of sight for a moment; delayed ones of all queues are"),
+    peek: Support::Emulated(
+        (),
+        "tasks are taken and given back, and out of sight for a moment; delayed ones of all queues are; reserved ones are not shown",
+    ),
     info: Support::Needs((), "a task log: RabbitMQ finds no task by its id"),
     pause: Support::Emulated((), "a marker in the queue `<queue>;pause`; our workers look at it each second, others do not"),
     deaths: Support::Native(()),

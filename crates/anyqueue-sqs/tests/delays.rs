@@ -5,7 +5,7 @@ mod shared;
 
 use std::time::Duration;
 
-use anyqueue_core::State;
+use anyqueue_core::{ErrorKind, State};
 use anyqueue_testkit::Sample;
 use aws_sdk_sqs::types::QueueAttributeName;
 use shared::{Place, QUIET, consumer, eventually, millis, one, queue, reserve, send};
@@ -68,6 +68,8 @@ async fn a_purge_of_delayed_tasks_reaches_those_that_sqs_hides() {
     send(&*operator, &queue, &[Sample::new(1).delay(delay).envelope()]).await.unwrap();
     let mut consumer = consumer(&*worker, &queue).await;
     assert!(reserve(&mut *consumer, 1, Duration::from_millis(10)).await.is_empty());
+    let hidden = operator.admin().peek(&queue, State::Delayed, 1).await.unwrap_err();
+    assert!(hidden.kind() == ErrorKind::Unsupported && hidden.to_string().contains("delayed"), "{hidden}");
     assert_eq!(operator.admin().purge(&queue, &[State::Delayed]).await.unwrap(), 1);
     tokio::time::sleep(Duration::from_millis(5)).await;
     send(&*operator, &queue, &[Sample::new(2).delay(delay).envelope(), Sample::new(3).envelope()]).await.unwrap();

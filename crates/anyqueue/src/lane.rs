@@ -41,22 +41,22 @@ enum Room {
 }
 
 impl Room {
-    /// Whether a request with so many tasks goes out beside so many.
-    fn has(self, requests: usize, tasks: usize) -> bool {
+    /// How many of the tasks that are ready go out in a request beside so many others; none if they have to wait. `all` are
+    /// those that are ready or under way.
+    fn takes(self, others: usize, ready: usize, all: usize) -> usize {
         match self {
-            Self::Always => true,
-            Self::Full(full) => requests < REQUESTS || (tasks >= full && requests < MOST_REQUESTS),
+            Self::Always => ready.min(all.div_ceil(MOST_REQUESTS)),
+            // Two of equal size keep both sides busy.
+            Self::Full(full) if others < REQUESTS && all < full.saturating_mul(REQUESTS) => ready.min(all.div_ceil(REQUESTS)),
+            Self::Full(full) if others < REQUESTS => ready.min(full * Self::each(full, all)),
+            Self::Full(full) if others < MOST_REQUESTS => (ready / full).min(Self::each(full, all)) * full,
+            Self::Full(_) => 0,
         }
     }
 
-    /// An equal share of all tasks that are on their way, as requests of equal size keep both sides busy; or as many as fill
-    /// some of the broker's own requests.
-    fn share(self, all: usize) -> usize {
-        match self {
-            Self::Always => all.div_ceil(MOST_REQUESTS),
-            Self::Full(full) if all < full * REQUESTS => all.div_ceil(REQUESTS),
-            Self::Full(full) => full * (all / full).div_ceil(MOST_REQUESTS),
-        }
+    /// How many of the broker's own requests each of ours is.
+    fn each(full: usize, all: usize) -> usize {
+        (all / full).div_ceil(MOST_REQUESTS)
     }
 }
 
@@ -74,7 +74,7 @@ impl Lane {
     }
 
     fn room(&self) -> Room {
-        let Some(broker) = self.broker.if_connected() else { return Room::Full(usize::MAX / REQUESTS) };
+        let Some(broker) = self.broker.if_connected() else { return Room::Full(usize::MAX) };
         let can = broker.capabilities(&self.queue);
         match can.link {
             Link::Memory | Link::File => Room::Always,
@@ -168,7 +168,8 @@ impl Lane {
     async fn once(self: &Arc<Self>, envelope: &Envelope) -> Result<Accepted> {
         let follow = {
             let mut waiting = self.waiting();
-            let more = self.room().has(waiting.requests, waiting.tasks.len() + 1);
+            let ready = waiting.tasks.len() + 1;
+            let more = self.room().takes(waiting.requests, ready, ready + waiting.carried) > 0;
             waiting.requests += usize::from(more);
             if more && waiting.tasks.is_empty() {
                 waiting.carried += 1;
@@ -211,15 +212,15 @@ impl Lane {
                 let mut waiting = self.waiting();
                 waiting.carried -= std::mem::take(&mut next.carried);
                 let (room, ready) = (self.room(), waiting.tasks.len());
-                if ready == 0 || !room.has(waiting.requests - 1, ready) {
-                    // What is ready goes with the next of the others, or as soon as it fills a request.
+                let count = room.takes(waiting.requests - 1, ready, ready + waiting.carried).min(most);
+                if count == 0 {
+                    // What is ready goes once fewer than two others are left, or as soon as it fills a request.
                     return;
                 }
-                let count = ready.min(most).min(room.share(ready + waiting.carried));
                 waiting.carried += count;
                 next.carried = count;
                 let batch = waiting.tasks.drain(..count).unzip();
-                if ready > count && room.has(waiting.requests, ready - count) {
+                if room.takes(waiting.requests, ready - count, ready - count + waiting.carried) > 0 {
                     // What came before it was connected, and nobody else comes for.
                     waiting.requests += 1;
                     self.start_flush();
@@ -265,7 +266,7 @@ impl Drop for Next<'_> {
         waiting.carried -= self.carried;
         waiting.requests -= 1;
         let ready = waiting.tasks.len();
-        if ready > 0 && self.lane.room().has(waiting.requests, ready) {
+        if self.lane.room().takes(waiting.requests, ready, ready + waiting.carried) > 0 {
             waiting.requests += 1;
             self.lane.start_flush();
         }
@@ -294,17 +295,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_third_request_goes_out_once_it_is_full() {
+    fn two_requests_share_what_there_is_and_others_are_full() {
         let tens = Room::Full(10);
-        assert!(tens.has(0, 1) && tens.has(1, 1) && tens.has(2, 10) && tens.has(MOST_REQUESTS - 1, 10));
-        assert!(!tens.has(2, 9) && !tens.has(MOST_REQUESTS, 10) && Room::Always.has(1000, 1));
+        let beside = |others, ready, under_way| tens.takes(others, ready, ready + under_way);
+        assert_eq!([beside(0, 1, 0), beside(1, 1, 1), beside(1, 11, 1), beside(1, 18, 1), beside(1, 62, 1)], [1, 1, 6, 10, 10]);
+        assert_eq!([beside(2, 9, 2), beside(2, 10, 2), beside(2, 15, 3), beside(6, 34, 60)], [0, 10, 10, 10]);
+        assert_eq!([beside(2, 13, 700), beside(2, 60, 700), beside(MOST_REQUESTS, 60, 700)], [10, 20, 0]);
+        assert_eq!([1, 64, 65, 640].map(|ready| Room::Always.takes(100, ready, ready)), [1, 1, 2, 10]);
     }
 
     #[test]
-    fn requests_are_equal_or_full() {
-        let shares = [1, 2, 15, 19, 20, 64, 640, 1000].map(|all| Room::Full(10).share(all));
-        assert_eq!(shares, [1, 1, 8, 10, 10, 10, 10, 20]);
-        assert_eq!([1, 64, 65].map(|all| Room::Always.share(all)), [1, 1, 2]);
-        assert_eq!(Room::Full(usize::MAX / REQUESTS).share(64), 32, "before it is known what fills one");
+    fn before_it_is_known_what_fills_a_request_there_are_two() {
+        let unknown = Room::Full(usize::MAX);
+        assert_eq!([unknown.takes(0, 64, 64), unknown.takes(1, 32, 64), unknown.takes(2, 64, 128)], [32, 32, 0]);
     }
 }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyqueue_core::{Bytes, Incoming, QueueName, Result, State};
+use anyqueue_core::{Bytes, ErrorKind, Incoming, QueueName, Result, State};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -91,6 +91,7 @@ pub async fn drain(queues: &Queues, handlers: impl IntoIterator<Item = Queue>) -
 }
 
 /// Everything that a queue holds, as JSON: `state`, `task`, `store`, `data`, `id`, `priority`, `ttr`, `failed`, `headers`, `held`.
+/// What a broker shows to nobody, delayed tasks on some and reserved ones, is left out; the memory broker shows all.
 ///
 /// # Errors
 /// For an unknown queue, or if the broker cannot be reached.
@@ -99,7 +100,11 @@ pub async fn all_sent(queues: &Queues, queue: &str) -> Result<Vec<Value>> {
     let broker = queues.broker(&settings.name).await?;
     let mut all = Vec::new();
     for state in State::ALL {
-        for peeked in broker.admin().peek(&settings.name, state, usize::MAX).await? {
+        let looked = match broker.admin().peek(&settings.name, state, usize::MAX).await {
+            Err(e) if e.kind() == ErrorKind::Unsupported && matches!(state, State::Delayed | State::Reserved) => continue,
+            looked => looked?,
+        };
+        for peeked in looked {
             let task = Incoming::peeked(&peeked, &settings.broker, queue, anyqueue_core::Defaults::default());
             let data =
                 serde_json::from_slice(task.wire.data.bytes()).unwrap_or_else(|_| json!({"bytes": &task.wire.data.bytes()[..]}));

@@ -31,6 +31,13 @@ pub(crate) struct CommandLine {
     pub(crate) command: Option<Command>,
 }
 
+impl CommandLine {
+    /// Whether it sends or names queues, so that there is something that the settings need not know.
+    pub(crate) fn names_what_it_takes(&self) -> bool {
+        self.command.as_ref().map_or_else(|| self.work.sends(), |command| !command.queues().is_empty())
+    }
+}
+
 /// What goes with everything.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
@@ -40,7 +47,7 @@ pub(crate) struct Global {
     /// Use this broker for all queues: a name in the settings, or a URL.
     #[arg(long, value_name = "NAME|URL", global = true, help_heading = "Everywhere")]
     pub(crate) broker: Option<String>,
-    /// Take queues that the settings do not know, and send tasks that they do not know.
+    /// Take queues that the settings do not know, and send tasks that they do not know. A queue that is not there is made.
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) unchecked: bool,
     /// Print JSON, one object per line.

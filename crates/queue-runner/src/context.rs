@@ -56,7 +56,7 @@ impl Context<'_> {
     /// A queue of the settings.
     fn queue(&self, name: &str) -> Result<&QueueSettings, Error> {
         let hint = |e: Error| Error::new(e.kind(), format!("{}; --unchecked takes it all the same", e.message()));
-        self.settings.queue(name).map_err(hint)
+        self.settings.queue(name).map_err(|e| if QueueName::new(name).is_ok() { hint(e) } else { e })
     }
 
     /// The named queues, or all.

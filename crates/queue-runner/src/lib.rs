@@ -99,9 +99,9 @@ fn run(program: QueueRunner, line: CommandLine, out: &mut Out) -> Result<u8> {
             eprintln!("{}", CommandLine::command().render_help());
             Ok(failure::USAGE)
         }
-        None if line.global.unchecked && !line.work.sends() => {
-            Err(Failure::usage("--unchecked is for sending and for the subcommands; only queues with workers can be watched"))
-        }
+        _ if line.global.unchecked && !line.names_what_it_takes() => Err(Failure::usage(
+            "--unchecked is for sending and for subcommands that name a queue; watched are queues with workers",
+        )),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
             let typed = std::env::args_os().next().unwrap_or_default();

@@ -70,7 +70,10 @@ fn an_unknown_queue_or_task_is_refused_with_the_known_names_unless_unchecked() {
     assert_eq!(place.run(&["peek", "elsewhere", "--unchecked", "--json"]).ends_with(0).json().len(), 1);
     assert_eq!(place.run(&["stats", "elsewhere", "--unchecked", "--json"]).ends_with(0).json()[0]["ready"], 1);
     place.run(&["peek", "bad name", "--unchecked"]).ends_with(1).complains("' '");
-    place.run(&["--watch", "elsewhere", "--unchecked"]).ends_with(2).complains("only queues with workers");
+    place.run(&["--watch", "elsewhere", "--unchecked"]).ends_with(2).complains("queues with workers");
+    place.run(&["check", "--unchecked"]).ends_with(2).complains("name a queue");
+    let ran = place.run(&["peek", "bad name"]).ends_with(1);
+    assert!(!ran.err.contains("--unchecked"), "no queue has that name: {ran:?}");
 }
 
 #[test]

@@ -257,8 +257,7 @@ async fn a_policys_delivery_limit_takes_no_held_task_away() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_only_the_server_finds_too_large_is_certainly_not_sent() {
-    let node = start("", [""; 0]).await;
-    node.control(&["eval", "application:set_env(rabbit, max_message_size, 1000000)."]).await.unwrap();
+    let node = start("", ["max_message_size = 1000000"]).await;
     let (broker, queue) = (connect(&node, "").await, name("large"));
     broker.declare(&queue).await.unwrap();
     let mut large = Sample::new(1).envelope();
