@@ -29,14 +29,19 @@ pub(crate) struct Beanstalkd {
 impl Beanstalkd {
     pub(crate) async fn connect(options: ConnectOptions) -> Result<Self> {
         let hub = Hub::new(Config::read(&options)?, options.clock.clone());
-        let mut failed = None;
-        for asked in join_all(hub.servers.iter().map(Server::asking)).await {
-            failed = asked.err().or(failed);
+        let asked = join_all(hub.servers.iter().map(Server::asking)).await;
+        let mut failed: Vec<_> = asked.into_iter().filter_map(Result::err).collect();
+        // With several servers the dead ones are left out, and taken back when they answer.
+        if hub.servers.iter().any(|server| server.is_up()) {
+            return Ok(Self { hub });
         }
-        match failed {
-            // With several servers the dead ones are left out, and taken back when they answer.
-            Some(e) if hub.servers.iter().all(|server| !server.is_up()) => Err(e),
-            _ => Ok(Self { hub }),
+        match failed.pop() {
+            None => Ok(Self { hub }),
+            Some(only) if failed.is_empty() => Err(only),
+            Some(last) => {
+                let all: Vec<_> = failed.iter().chain([&last]).map(|e| anyqueue_core::chain(e)).collect();
+                Err(Error::new(last.kind(), format!("none of the servers answers: {}", all.join("; "))))
+            }
         }
     }
 

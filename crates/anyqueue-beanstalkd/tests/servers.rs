@@ -116,6 +116,9 @@ async fn one_dead_server_of_two_does_not_keep_us_from_connecting_but_two_do() {
     a.kill().await.unwrap();
     let error = connect(&url).await.unwrap_err();
     assert!(error.is_retryable(), "{error}");
+    for server in [&a, &b] {
+        assert!(error.to_string().contains(&server.address().to_string()), "{error}");
+    }
 }
 
 #[tokio::test]

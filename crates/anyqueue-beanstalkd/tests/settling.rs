@@ -232,6 +232,38 @@ async fn what_a_look_brings_after_its_consumer_or_broker_was_closed_is_given_bac
     }
 }
 
+/// The server would delete a job whose TTR is over as long as nobody else has it: the deadline that the worker was told decides.
+#[tokio::test]
+async fn past_its_deadline_nothing_is_sent_although_the_server_would_take_it() {
+    let server = beanstalkd::start(&[]).await.unwrap();
+    let (broker, queue) = (connect_to(server.address()).await, queue("q"));
+    let late = [
+        Settlement::Done,
+        Settlement::Release(task(1)),
+        Settlement::Retry(task(2)),
+        Settlement::Hold(task(3), "no paper".into()),
+    ];
+    for n in 0..late.len() as u64 {
+        let mut short = task(n);
+        short.ttr = std::time::Duration::from_secs(1);
+        broker.send(&queue, &[short]).await.remove(0).unwrap();
+    }
+    let mut consumer = consume(&*broker, &queue).await;
+    let mut got = Vec::new();
+    while got.len() < late.len() {
+        got.extend(reserve(&mut *consumer, SOON).await);
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(1050)).await;
+    let mut plain = Plain::connect(server.address());
+    let mut figures = || ["cmd-delete", "cmd-release", "cmd-put", "cmd-bury"].map(|figure| plain.figure("stats", figure));
+    let before = figures();
+    let batch: Vec<_> = got.iter().map(|delivery| delivery.receipt.clone()).zip(late).collect();
+    for (answer, (_, what)) in consumer.settler().settle(&batch).await.into_iter().zip(&batch) {
+        assert!(answer.as_ref().is_err_and(anyqueue_core::Error::is_lease_lost), "{what:?}: {answer:?}");
+    }
+    assert_eq!(figures(), before);
+}
+
 #[tokio::test]
 async fn a_release_that_the_server_answers_with_a_bury_is_kicked() {
     let fake = Fake::start(&[

@@ -31,6 +31,10 @@ const REQUESTS: usize = 2;
 /// There are more, up to so many, where each is full: one that is half full costs a broker as much.
 const MOST_REQUESTS: usize = 64;
 
+/// How long a send that failed waits before its second try; twice as long before each next one.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
 /// When a request goes out beside others of its queue.
 #[derive(Debug, Clone, Copy)]
 enum Room {
@@ -102,7 +106,7 @@ impl Lane {
         give_up: Moment,
         mut effect: Effect,
     ) -> Result<Accepted> {
-        let mut wait = Duration::from_millis(50);
+        let mut wait = FIRST_WAIT;
         loop {
             let error = match self.once(&envelope).await {
                 Ok(accepted) => {
@@ -112,20 +116,28 @@ impl Lane {
                 Err(e) if effect == Effect::Unknown => e.effect_unknown(),
                 Err(e) => e,
             };
-            if !error.is_retryable() {
-                return Err(error);
-            }
             effect = error.effect();
-            if clock.now() + wait < give_up {
-                self.complain(&error, give_up.since(clock.now()));
-            }
-            if clock.now() + wait >= give_up {
-                let waited = anyqueue_core::time::show(self.broker.settings.send_timeout);
-                return Err(error.during("send").with("queue", &self.queue).with("gave up after", waited));
-            }
-            clock.sleep_until(clock.now() + wait.mul_f64(0.5 + fastrand::f64())).await;
-            wait = (wait * 2).min(Duration::from_secs(2));
+            self.pause(error, clock, give_up, &mut wait).await?;
         }
+    }
+
+    /// Waits before the next try. The last one is when the time to send is over.
+    ///
+    /// # Errors
+    /// What went wrong, if there is no next try.
+    async fn pause(&self, error: Error, clock: &dyn Clock, give_up: Moment, wait: &mut Duration) -> Result<()> {
+        let now = clock.now();
+        if !error.is_retryable() {
+            return Err(error);
+        }
+        if now >= give_up {
+            let waited = anyqueue_core::time::show(self.broker.settings.send_timeout);
+            return Err(error.during("send").with("queue", &self.queue).with("gave up after", waited));
+        }
+        self.complain(&error, give_up.since(now));
+        clock.sleep_until((now + wait.mul_f64(0.5 + fastrand::f64())).min(give_up)).await;
+        *wait = (*wait * 2).min(LONGEST_WAIT);
+        Ok(())
     }
 
     /// Says once, for all who send meanwhile, what they wait for.
@@ -145,10 +157,17 @@ impl Lane {
     /// Sends many tasks: one answer each, in order.
     pub(crate) async fn send_all(self: &Arc<Self>, envelopes: &[Envelope], clock: &dyn Clock) -> Vec<Result<Accepted>> {
         let give_up = clock.now() + self.broker.settings.send_timeout;
-        let broker = match self.broker.connected().await {
-            Ok(broker) => broker,
-            Err(e) => return envelopes.iter().map(|_| Err(e.duplicate())).collect(),
+        let mut wait = FIRST_WAIT;
+        let broker = loop {
+            let error = match self.broker.connected().await {
+                Ok(broker) => break broker,
+                Err(e) => e,
+            };
+            if let Err(e) = self.pause(error, clock, give_up, &mut wait).await {
+                return envelopes.iter().map(|_| Err(e.duplicate())).collect();
+            }
         };
+        self.failing.store(false, Ordering::Relaxed);
         let most = broker.capabilities(&self.queue).batch.send.max(1);
         let mut answers = Vec::with_capacity(envelopes.len());
         for chunk in envelopes.chunks(most) {

@@ -67,11 +67,40 @@ async fn a_broker_that_is_down_stops_no_other_and_is_taken_back() {
 #[tokio::test(start_paused = true)]
 async fn sending_to_a_broker_that_is_down_gives_up_with_a_clear_error() {
     let queues = staged("nobody", None, TestClock::start()).await;
-    let started = tokio::time::Instant::now();
-    let error = queues.queue("q").unwrap().send(NewTask::new("w", &1)).await.unwrap_err();
-    assert!(started.elapsed() >= Duration::from_secs(3) && started.elapsed() <= Duration::from_secs(6));
-    let text = error.to_string();
-    assert!(text.contains("connection refused") && text.contains("queue q") && text.contains("gave up after 5s"), "{text}");
+    let sender = queues.queue("q").unwrap();
+    for many in [false, true] {
+        let started = tokio::time::Instant::now();
+        let errors = match many {
+            false => vec![sender.send(NewTask::new("w", &1)).await.unwrap_err()],
+            true => {
+                let answers = sender.send_all((0..3).map(|n| NewTask::new("w", &n)).collect()).await;
+                answers.into_iter().map(Result::unwrap_err).collect()
+            }
+        };
+        let waited = started.elapsed();
+        assert!((Duration::from_secs(5)..Duration::from_secs(6)).contains(&waited), "{waited:?}, many: {many}");
+        for error in errors {
+            let text = error.to_string();
+            assert!(
+                text.contains("connection refused") && text.contains("queue q") && text.contains("gave up after 5s"),
+                "{text}"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_tasks_wait_for_a_broker_that_is_not_up_yet() {
+    let scripted = Scripted::new(Arc::new(TestClock::start()));
+    let queues = staged("late", None, TestClock::start()).await;
+    let sender = queues.queue("q").unwrap();
+    let comes_up = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        staged::BROKERS.lock().unwrap().insert("late".into(), Arc::new(scripted.clone()));
+    };
+    let (answers, ()) = tokio::join!(sender.send_all((0..3).map(|n| NewTask::new("w", &n)).collect()), comes_up);
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    assert_eq!(scripted.sent().len(), 3);
 }
 
 /// How long 500 sends at once take that a broker with such limits answers after 10 ms each, connected before or by them.

@@ -17,11 +17,12 @@ use crate::out::Out;
 pub(crate) async fn run(context: &mut Context<'_>) -> Result<u8> {
     settings(context.out, &context.settings);
     let queues = context.connect().await?;
-    let mut problems = 0;
+    let (mut problems, mut warnings) = (0, 0);
     for broker in context.settings.brokers.values() {
         let used: Vec<_> = context.settings.queues.values().filter(|queue| queue.broker == broker.name).collect();
         let report = ask(&queues, broker, &used.iter().map(|queue| queue.name.clone()).collect::<Vec<_>>()).await;
-        problems += report.problems();
+        problems += report.count(Severity::Problem);
+        warnings += report.count(Severity::Warning);
         report.show(context.out);
     }
     for missing in missing_programs(&context.settings) {
@@ -32,12 +33,14 @@ pub(crate) async fn run(context: &mut Context<'_>) -> Result<u8> {
         }
     }
     queues.close().await?;
-    match problems {
-        0 => context.out.remark("\nall is well"),
-        1 => context.out.remark("\n1 problem"),
-        n => context.out.remark(format!("\n{n} problems")),
-    }
+    context.out.remark(format!("\n{}", verdict(problems, warnings)));
     Ok(if problems == 0 { OK } else { ERROR })
+}
+
+fn verdict(problems: usize, warnings: usize) -> String {
+    let counted = |n: usize, what: &str| (n > 0).then(|| format!("{n} {what}{}", if n == 1 { "" } else { "s" }));
+    let told: Vec<_> = [counted(problems, "problem"), counted(warnings, "warning")].into_iter().flatten().collect();
+    if told.is_empty() { "all is well".into() } else { told.join(", ") }
 }
 
 fn settings(out: &mut Out, settings: &Settings) {
@@ -95,8 +98,8 @@ struct Report<'a> {
 }
 
 impl Report<'_> {
-    fn problems(&self) -> usize {
-        self.findings.iter().filter(|finding| finding.severity == Severity::Problem).count()
+    fn count(&self, severity: Severity) -> usize {
+        self.findings.iter().filter(|finding| finding.severity == severity).count()
     }
 
     fn show(self, out: &mut Out) {
@@ -169,4 +172,15 @@ async fn ask<'a>(queues: &Queues, broker: &'a BrokerSettings, used: &[QueueName]
         report.can.push((name.clone(), can));
     }
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_is_well_without_problems_and_warnings_only() {
+        let said = [(0, 0), (0, 1), (1, 0), (2, 3)].map(|(problems, warnings)| verdict(problems, warnings));
+        assert_eq!(said, ["all is well", "1 warning", "1 problem", "2 problems, 3 warnings"]);
+    }
 }

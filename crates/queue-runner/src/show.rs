@@ -14,6 +14,8 @@ use crate::out::{Out, ends, short};
 #[derive(Debug, Serialize)]
 pub(crate) struct Shown {
     id: TaskId,
+    /// The broker's own id of the task; of several servers, it says which.
+    native_id: Option<String>,
     queue: String,
     task: String,
     store: String,
@@ -54,6 +56,7 @@ impl Shown {
         };
         Self {
             id: read.id,
+            native_id: peeked.native.id.as_deref().map(str::to_owned),
             queue: queue.name.to_string(),
             task: wire.task.clone(),
             store: wire.store.clone(),

@@ -49,6 +49,7 @@ fn flags_reach_the_task() {
     let sent = place.run(&[&["--send", "default:test:x"], &flags[..]].concat()).ends_with(0).json();
     let task = &place.run(&["peek", "default", "--state", "delayed", "--json"]).json()[0];
     assert_eq!(task["id"], sent[0]["id"]);
+    assert!(task.get("native_id").is_some(), "the broker's own id, if it has one");
     assert_eq!((&task["priority"], &task["ttr"], &task["store"]), (&512.into(), &90.0.into(), &"nl".into()));
     let remaining = task["remaining"].as_f64().unwrap();
     assert!((500.0..=600.0).contains(&remaining), "{remaining}");
