@@ -136,6 +136,11 @@ impl Scripted {
         self.shared.changed.notify_waiters();
     }
 
+    /// Forgets the failures that have not happened yet.
+    pub fn stop_failing(&self) {
+        self.script().failures.clear();
+    }
+
     /// All that was done so far, with the moment.
     pub fn records(&self) -> Vec<(Moment, Record)> {
         self.script().records.clone()

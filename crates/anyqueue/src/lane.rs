@@ -131,13 +131,17 @@ impl Lane {
             return Err(error);
         }
         if now >= give_up {
-            let waited = anyqueue_core::time::show(self.broker.settings.send_timeout);
-            return Err(error.during("send").with("queue", &self.queue).with("gave up after", waited));
+            return Err(self.gave_up(error));
         }
         self.complain(&error, give_up.since(now));
         clock.sleep_until((now + wait.mul_f64(0.5 + fastrand::f64())).min(give_up)).await;
         *wait = (*wait * 2).min(LONGEST_WAIT);
         Ok(())
+    }
+
+    fn gave_up(&self, error: Error) -> Error {
+        let waited = anyqueue_core::time::show(self.broker.settings.send_timeout);
+        error.during("send").with("queue", &self.queue).with("gave up after", waited)
     }
 
     /// Says once, for all who send meanwhile, what they wait for.
@@ -156,6 +160,9 @@ impl Lane {
 
     /// Sends many tasks: one answer each, in order.
     pub(crate) async fn send_all(self: &Arc<Self>, envelopes: &[Envelope], clock: &dyn Clock) -> Vec<Result<Accepted>> {
+        if envelopes.is_empty() {
+            return Vec::new();
+        }
         let give_up = clock.now() + self.broker.settings.send_timeout;
         let mut wait = FIRST_WAIT;
         let broker = loop {
@@ -167,18 +174,23 @@ impl Lane {
                 return envelopes.iter().map(|_| Err(e.duplicate())).collect();
             }
         };
-        self.failing.store(false, Ordering::Relaxed);
         let most = broker.capabilities(&self.queue).batch.send.max(1);
         let mut answers = Vec::with_capacity(envelopes.len());
         for chunk in envelopes.chunks(most) {
             answers.extend(self.sent(&*broker, chunk).await);
         }
+        if answers.iter().any(Result::is_ok) {
+            self.failing.store(false, Ordering::Relaxed);
+        }
+        let mut gone = false;
         for (answer, envelope) in answers.iter_mut().zip(envelopes) {
-            if let Err(e) = answer
-                && e.is_retryable()
-                && clock.now() < give_up
-            {
+            let Err(e) = answer else { continue };
+            if e.is_retryable() && gone {
+                *answer = Err(self.gave_up(e.duplicate()));
+            } else if e.is_retryable() {
+                // Each has one more try when the time is over, as long as the broker answers.
                 *answer = self.send_until(envelope.clone(), clock, give_up, e.effect()).await;
+                gone = answer.as_ref().is_err_and(Error::is_retryable);
             }
         }
         answers

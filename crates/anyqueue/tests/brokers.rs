@@ -103,6 +103,36 @@ async fn many_tasks_wait_for_a_broker_that_is_not_up_yet() {
     assert_eq!(scripted.sent().len(), 3);
 }
 
+/// Many tasks meet an outage of a broker that they were connected to: it ends while the first of them waits for its last try.
+#[tokio::test(start_paused = true)]
+async fn many_tasks_are_all_tried_once_more_when_an_outage_ends_late() {
+    for down in [4_900, 60_000].map(Duration::from_millis) {
+        let scripted = Scripted::new(Arc::new(TestClock::start()));
+        let queues = staged(&format!("outage {down:?}"), Some(Arc::new(scripted.clone())), TestClock::start()).await;
+        let sender = queues.queue("q").unwrap();
+        queues.broker(&q()).await.unwrap();
+        (0..200).for_each(|_| scripted.fail_next(Verb::Send, Error::unavailable("reset")));
+        let ends = async {
+            tokio::time::sleep(down).await;
+            scripted.stop_failing();
+        };
+        let sends = sender.send_all((0..50).map(|n| NewTask::new("w", &n)).collect());
+        let answers = tokio::select! {
+            answers = sends => answers,
+            () = async { ends.await; std::future::pending().await } => unreachable!(),
+        };
+        if down < Duration::from_secs(5) {
+            assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+            assert_eq!(scripted.sent().len(), 50);
+        } else {
+            assert!(
+                answers.iter().all(|answer| answer.as_ref().is_err_and(|e| e.to_string().contains("gave up after 5s"))),
+                "{answers:?}"
+            );
+        }
+    }
+}
+
 /// How long 500 sends at once take that a broker with such limits answers after 10 ms each, connected before or by them.
 async fn burst(name: &str, batch: Batch, link: Link, connected: bool) -> Duration {
     let scripted = Scripted::new(Arc::new(TestClock::start()));
