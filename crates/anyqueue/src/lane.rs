@@ -182,18 +182,45 @@ impl Lane {
         if answers.iter().any(Result::is_ok) {
             self.failing.store(false, Ordering::Relaxed);
         }
-        let mut gone = false;
-        for (answer, envelope) in answers.iter_mut().zip(envelopes) {
-            let Err(e) = answer else { continue };
-            if e.is_retryable() && gone {
-                *answer = Err(self.gave_up(e.duplicate()));
-            } else if e.is_retryable() {
-                // Each has one more try when the time is over, as long as the broker answers.
-                *answer = self.send_until(envelope.clone(), clock, give_up, e.effect()).await;
-                gone = answer.as_ref().is_err_and(Error::is_retryable);
+        self.send_again(&*broker, envelopes, &mut answers, clock, give_up).await;
+        answers
+    }
+
+    /// Sends again what may go through another time: the first alone until the broker takes it, then the others together.
+    async fn send_again(
+        self: &Arc<Self>,
+        broker: &dyn Broker,
+        envelopes: &[Envelope],
+        answers: &mut [Result<Accepted>],
+        clock: &dyn Clock,
+        give_up: Moment,
+    ) {
+        let most = broker.capabilities(&self.queue).batch.send.max(1);
+        loop {
+            let retryable = |answer: &Result<Accepted>| answer.as_ref().is_err_and(Error::is_retryable);
+            let again: Vec<usize> = (0..answers.len()).filter(|at| retryable(&answers[*at])).collect();
+            let Some((&first, others)) = again.split_first() else { return };
+            let effect = |answer: &Result<Accepted>| answer.as_ref().err().map_or(Effect::None, Error::effect);
+            answers[first] = self.send_until(envelopes[first].clone(), clock, give_up, effect(&answers[first])).await;
+            let (gone, last) = (retryable(&answers[first]), clock.now() >= give_up);
+            for part in others.chunks(most).filter(|_| !gone) {
+                let batch: Vec<Envelope> = part.iter().map(|at| envelopes[*at].clone()).collect();
+                for (at, answer) in part.iter().zip(self.sent(broker, &batch).await) {
+                    let unknown = effect(&answers[*at]) == Effect::Unknown;
+                    answers[*at] = answer.map_err(|e| if unknown { e.effect_unknown() } else { e });
+                }
+            }
+            if gone || last {
+                for at in others {
+                    if let Err(e) = &answers[*at]
+                        && e.is_retryable()
+                    {
+                        answers[*at] = Err(self.gave_up(e.duplicate()));
+                    }
+                }
+                return;
             }
         }
-        answers
     }
 
     async fn once(self: &Arc<Self>, envelope: &Envelope) -> Result<Accepted> {

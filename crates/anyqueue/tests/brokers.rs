@@ -111,16 +111,20 @@ async fn many_tasks_are_all_tried_once_more_when_an_outage_ends_late() {
         let queues = staged(&format!("outage {down:?}"), Some(Arc::new(scripted.clone())), TestClock::start()).await;
         let sender = queues.queue("q").unwrap();
         queues.broker(&q()).await.unwrap();
+        scripted.set_latency(Duration::from_millis(100));
         (0..200).for_each(|_| scripted.fail_next(Verb::Send, Error::unavailable("reset")));
         let ends = async {
             tokio::time::sleep(down).await;
             scripted.stop_failing();
         };
         let sends = sender.send_all((0..50).map(|n| NewTask::new("w", &n)).collect());
+        let began = tokio::time::Instant::now();
         let answers = tokio::select! {
             answers = sends => answers,
             () = async { ends.await; std::future::pending().await } => unreachable!(),
         };
+        let waited = began.elapsed();
+        assert!(waited < Duration::from_secs(6), "{waited:?}: each was waited for by itself");
         if down < Duration::from_secs(5) {
             assert!(answers.iter().all(Result::is_ok), "{answers:?}");
             assert_eq!(scripted.sent().len(), 50);
