@@ -174,15 +174,21 @@ impl Lane {
                 return envelopes.iter().map(|_| Err(e.duplicate())).collect();
             }
         };
-        let most = broker.capabilities(&self.queue).batch.send.max(1);
-        let mut answers = Vec::with_capacity(envelopes.len());
-        for chunk in envelopes.chunks(most) {
-            answers.extend(self.sent(&*broker, chunk).await);
-        }
+        let mut answers = self.in_requests(&*broker, envelopes).await;
         if answers.iter().any(Result::is_ok) {
             self.failing.store(false, Ordering::Relaxed);
         }
         self.send_again(&*broker, envelopes, &mut answers, clock, give_up).await;
+        answers
+    }
+
+    /// One after another, each as large as the broker takes them.
+    async fn in_requests(&self, broker: &dyn Broker, envelopes: &[Envelope]) -> Vec<Result<Accepted>> {
+        let most = broker.capabilities(&self.queue).batch.send.max(1);
+        let mut answers = Vec::with_capacity(envelopes.len());
+        for chunk in envelopes.chunks(most) {
+            answers.extend(self.sent(broker, chunk).await);
+        }
         answers
     }
 
@@ -195,7 +201,6 @@ impl Lane {
         clock: &dyn Clock,
         give_up: Moment,
     ) {
-        let most = broker.capabilities(&self.queue).batch.send.max(1);
         loop {
             let retryable = |answer: &Result<Accepted>| answer.as_ref().is_err_and(Error::is_retryable);
             let again: Vec<usize> = (0..answers.len()).filter(|at| retryable(&answers[*at])).collect();
@@ -203,9 +208,9 @@ impl Lane {
             let effect = |answer: &Result<Accepted>| answer.as_ref().err().map_or(Effect::None, Error::effect);
             answers[first] = self.send_until(envelopes[first].clone(), clock, give_up, effect(&answers[first])).await;
             let (gone, last) = (retryable(&answers[first]), clock.now() >= give_up);
-            for part in others.chunks(most).filter(|_| !gone) {
-                let batch: Vec<Envelope> = part.iter().map(|at| envelopes[*at].clone()).collect();
-                for (at, answer) in part.iter().zip(self.sent(broker, &batch).await) {
+            if !gone {
+                let batch: Vec<Envelope> = others.iter().map(|at| envelopes[*at].clone()).collect();
+                for (at, answer) in others.iter().zip(self.in_requests(broker, &batch).await) {
                     let unknown = effect(&answers[*at]) == Effect::Unknown;
                     answers[*at] = answer.map_err(|e| if unknown { e.effect_unknown() } else { e });
                 }
