@@ -51,6 +51,7 @@ fn put(place: &Place, queue: &str, body: &'static [u8]) {
             ttr: Duration::from_secs(60),
             group: None,
             unique: None,
+            probation: false,
         };
         queues.broker(&name).await.unwrap().send(&name, &[task]).await.remove(0).unwrap();
         queues.close().await.unwrap();

@@ -80,8 +80,9 @@ impl Incoming {
         Self { wire, unreadable, id, priority, ttr, raw: raw.clone() }
     }
 
-    fn envelope(&self, body: Bytes, delay: Duration) -> Envelope {
-        Envelope { id: self.id, body, priority: self.priority, delay, ttr: self.ttr, group: None, unique: None }
+    fn envelope(&self, body: Bytes, delay: Duration, probation: bool) -> Envelope {
+        let (id, priority, ttr) = (self.id, self.priority, self.ttr);
+        Envelope { id, body, priority, delay, ttr, group: None, unique: None, probation }
     }
 
     fn next(&self, delay: Duration, change: impl FnOnce(&mut Wire)) -> Envelope {
@@ -89,12 +90,12 @@ impl Incoming {
         (wire.id, wire.priority, wire.ttr) = (Some(self.id), Some(self.priority), Some(self.ttr));
         (wire.probation, wire.unknown_since) = (false, None);
         change(&mut wire);
-        self.envelope(wire.write(), delay)
+        self.envelope(wire.write(), delay, wire.probation)
     }
 
     /// The task as it came, to be given back.
     pub fn unchanged(&self, delay: Duration) -> Envelope {
-        self.envelope(self.raw.clone(), delay)
+        self.envelope(self.raw.clone(), delay, self.wire.probation)
     }
 
     /// The task after a failed attempt: `failed` is one more.

@@ -28,6 +28,9 @@ pub struct Envelope {
     pub group: Option<Arc<str>>,
     /// Asks the broker to coalesce tasks of the same key, where it can (Gearman's unique id). Not set unless the caller asked.
     pub unique: Option<Arc<str>>,
+    /// A worker died near it and it is to run alone: the next sign of a death counts. For brokers that tell of redeliveries
+    /// that were no deaths, whose adapter must look more closely.
+    pub probation: bool,
 }
 
 /// The proof of one reservation. A value: it can be logged, copied and collected into batches.

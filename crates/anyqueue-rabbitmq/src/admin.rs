@@ -13,6 +13,7 @@ use lapin::types::ShortString;
 use crate::broker::RabbitBroker;
 use crate::layout::Layout;
 use crate::message::Message;
+use crate::notes::Word;
 use crate::shared::Shared;
 use crate::withheld::{Fate, Withheld};
 
@@ -94,8 +95,8 @@ impl Shared {
                 all.extend(walk.take(band, limit - all.len()).await?);
             }
         }
-        let names: Vec<_> = all.iter().filter_map(|message| message.name.clone()).collect();
-        self.note(layout, &names).await?;
+        let notes: Vec<_> = all.iter().filter_map(|message| Some((Word::Unharmed, message.name.clone()?))).collect();
+        self.note(layout, &notes).await?;
         walk.end().await?;
         Ok(all)
     }

@@ -20,6 +20,7 @@ use crate::error;
 use crate::layout::{Layout, table};
 use crate::line::{Band, IDLE, Line, STALE, Session, State};
 use crate::message::Message;
+use crate::notes::Word;
 use crate::shared::Shared;
 
 /// How often it is looked whether a queue is paused.
@@ -296,12 +297,13 @@ impl Keeper {
         if self.line.state().purging > 0 {
             return self.throw_away(session).await;
         }
-        let names: Vec<_> = {
+        let notes: Vec<_> = {
             let state = self.line.state();
-            state.bands.iter().flat_map(|band| &band.fetched).filter_map(|fetched| fetched.message.name.clone()).collect()
+            let lying = state.bands.iter().flat_map(|band| &band.fetched);
+            lying.filter_map(|fetched| Some((Word::back(&fetched.message), fetched.message.name.clone()?))).collect()
         };
-        if !names.is_empty()
-            && let Err(e) = self.shared.note(&self.layout, &names).await
+        if !notes.is_empty()
+            && let Err(e) = self.shared.note(&self.layout, &notes).await
         {
             // They come back as if their worker had died: that costs a run alone, no more.
             tracing::debug!(queue = self.line.queue.as_str(), error = chain(&e), "a note could not be written");

@@ -14,6 +14,7 @@ use crate::layout::table;
 const PRIORITY: &str = "anyqueue-priority";
 const TTR: &str = "anyqueue-ttr";
 const DUE: &str = "anyqueue-due";
+const PROBATION: &str = "anyqueue-probation";
 /// Survives a restart of the server.
 const PERSISTENT: u8 = 2;
 
@@ -26,6 +27,9 @@ pub(crate) fn properties(task: &Envelope, now: SystemTime) -> BasicProperties {
     ];
     if !task.delay.is_zero() {
         headers.push((DUE, AMQPValue::LongLongInt(millis.saturating_add(task.delay.as_millis() as u64) as i64)));
+    }
+    if task.probation {
+        headers.push((PROBATION, AMQPValue::Boolean(true)));
     }
     BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
@@ -52,6 +56,8 @@ pub(crate) struct Message {
     pub(crate) harmed_only: bool,
     pub(crate) age: Option<Duration>,
     pub(crate) due: Option<u64>,
+    /// A further death of a worker counts.
+    pub(crate) probation: bool,
     pub(crate) key: ShortString,
 }
 
@@ -60,6 +66,7 @@ impl Message {
         let properties = delivery.properties;
         let headers = properties.headers().as_ref();
         let number = |key: &str| headers.and_then(|headers| headers.inner().get(key)).and_then(whole);
+        let flag = |key: &str| headers.and_then(|headers| headers.inner().get(key)) == Some(&AMQPValue::Boolean(true));
         let count = number("x-delivery-count");
         let sent = properties.timestamp().map(Duration::from_secs);
         let now_since = Duration::from_millis(unix_millis(now));
@@ -74,6 +81,7 @@ impl Message {
             harmed_only: number("x-acquired-count").is_some(),
             age: sent.map(|sent| now_since.saturating_sub(sent)),
             due: number(DUE),
+            probation: flag(PROBATION),
             key: delivery.routing_key,
         }
     }

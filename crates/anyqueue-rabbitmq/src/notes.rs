@@ -2,6 +2,10 @@
 //!
 //! A quorum queue counts how often a message came back, which tells of dead workers. But a task that was looked at, or
 //! fetched and not begun, comes back too. So whoever gives such tasks back writes down their names first.
+//!
+//! What was on its way to a worker that ended consuming at that moment comes back too, and nobody learns its name. For most
+//! tasks that costs a run alone. For those that are on such a run it would count as a death, so whoever fetches one of them
+//! writes that down before the worker sees it: nobody died of what nobody had.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,18 +36,74 @@ const CROWD: usize = 200_000;
 #[derive(Debug, Default)]
 pub(crate) struct Notes(Mutex<Known>);
 
+/// What the notes say of one copy of a task.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Count {
+    /// How often it came back unharmed.
+    unharmed: u64,
+    /// How often a worker was about to have it, while it was on probation, and how often that one gave it back.
+    came: u64,
+    left: u64,
+}
+
+/// What a note says of each of its names. The first letter tells in the server's notes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Word {
+    Unharmed,
+    Came,
+    Left,
+}
+
+impl Word {
+    fn write(self, name: &str) -> String {
+        match self {
+            Self::Unharmed => name.to_owned(),
+            Self::Came => format!("+{name}"),
+            Self::Left => format!("-{name}"),
+        }
+    }
+
+    /// Of a task that was fetched and is given back.
+    pub(crate) fn back(message: &Message) -> Self {
+        if message.probation { Self::Left } else { Self::Unharmed }
+    }
+
+    fn read(line: &str) -> (Self, &str) {
+        match line.split_at_checked(1) {
+            Some(("+", name)) => (Self::Came, name),
+            Some(("-", name)) => (Self::Left, name),
+            _ => (Self::Unharmed, line),
+        }
+    }
+}
+
+impl Count {
+    fn add(&mut self, word: Word) {
+        match word {
+            Word::Unharmed => self.unharmed += 1,
+            Word::Came => self.came += 1,
+            Word::Left => (self.unharmed, self.left) = (self.unharmed + 1, self.left + 1),
+        }
+    }
+
+    fn most(self, other: Self) -> Self {
+        let (unharmed, came) = (self.unharmed.max(other.unharmed), self.came.max(other.came));
+        Self { unharmed, came, left: self.left.max(other.left) }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Known {
-    young: HashMap<Arc<str>, u64>,
-    old: HashMap<Arc<str>, u64>,
+    young: HashMap<Arc<str>, Count>,
+    old: HashMap<Arc<str>, Count>,
     since: Option<Moment>,
     /// Looks at the server's notes that are under way, by queue.
-    looks: HashMap<String, watch::Receiver<()>>,
+    looks: HashMap<String, watch::Receiver<bool>>,
 }
 
 impl Known {
-    fn of(&self, name: &str) -> u64 {
-        self.young.get(name).or_else(|| self.old.get(name)).copied().unwrap_or(0)
+    fn of(&self, name: &str) -> Count {
+        self.young.get(name).or_else(|| self.old.get(name)).copied().unwrap_or_default()
     }
 
     /// Forgets what is old.
@@ -55,16 +115,17 @@ impl Known {
         }
     }
 
-    fn add(&mut self, name: &Arc<str>, now: Moment) {
+    fn add(&mut self, name: &Arc<str>, word: Word, now: Moment) {
         self.age(now);
-        let count = self.of(name) + 1;
+        let mut count = self.of(name);
+        count.add(word);
         self.young.insert(name.clone(), count);
     }
 
     /// What was noted here and has not been seen at the server yet must not be forgotten.
-    fn take_in(&mut self, name: Arc<str>, count: u64, now: Moment) {
+    fn take_in(&mut self, name: Arc<str>, count: Count, now: Moment) {
         self.age(now);
-        let count = count.max(self.of(&name));
+        let count = count.most(self.of(&name));
         self.young.insert(name, count);
     }
 }
@@ -74,33 +135,37 @@ impl Notes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How often this copy of a task came back unharmed, as far as it is known here.
-    fn of(&self, message: &Message) -> u64 {
-        message.name.as_ref().map_or(0, |name| self.known().of(name))
+    /// What the notes say of this copy of a task, as far as it is known here.
+    fn of(&self, message: &Message) -> Count {
+        message.name.as_ref().map_or_else(Count::default, |name| self.known().of(name))
     }
 }
 
-/// Says of a message how often it came back from the dead.
-fn settle(message: &mut Message, unharmed: u64) {
+/// Says of a message how often it came back from the dead. `all`: the notes were read, and what they do not say was not.
+fn settle(message: &mut Message, Count { unharmed, came, left }: Count, all: bool) {
     if unharmed > 0 {
         message.returns = message.returns.saturating_sub(unharmed.max(u64::from(!message.exact)));
-        message.exact |= message.returns == 0;
     }
+    if message.probation && all {
+        message.returns = message.returns.min(came.saturating_sub(left));
+    }
+    message.exact |= message.returns == 0;
 }
 
 impl Shared {
-    /// Writes down that these tasks are given back unharmed. To be done before they are.
-    pub(crate) async fn note(&self, layout: &Layout, names: &[Arc<str>]) -> Result<()> {
-        for part in names.chunks(NAMES) {
+    /// Writes something down of tasks. To be done before it is.
+    pub(crate) async fn note(&self, layout: &Layout, notes: &[(Word, Arc<str>)]) -> Result<()> {
+        for part in notes.chunks(NAMES) {
+            let lines: Vec<String> = part.iter().map(|(word, name)| word.write(name)).collect();
             let post = Post {
                 exchange: ShortString::default(),
                 key: layout.notes.clone(),
                 properties: BasicProperties::default().with_delivery_mode(2).with_content_type("text/plain".into()),
-                body: Bytes::from(part.join("\n")),
+                body: Bytes::from(lines.join("\n")),
             };
             self.publish(std::slice::from_ref(&post)).await.remove(0)?;
             let (now, mut known) = (self.clock.now(), self.notes.known());
-            part.iter().for_each(|name| known.add(name, now));
+            part.iter().for_each(|(word, name)| known.add(name, *word, now));
         }
         Ok(())
     }
@@ -108,50 +173,63 @@ impl Shared {
     /// Takes unharmed returns off what the server counted.
     pub(crate) async fn forgive(self: &Arc<Self>, layout: &Arc<Layout>, messages: &mut [Message]) {
         let counted = |message: &&mut Message| message.returns > 0 && !message.harmed_only;
-        let suspect = |message: &Message| message.returns > self.notes.of(message) && !message.harmed_only;
-        if messages.iter().any(suspect) && tokio::time::timeout(PATIENCE, self.look_at_notes(layout)).await.is_err() {
-            tracing::debug!(queue = layout.queue.as_str(), "notes take long; tasks that came back count as crashed");
+        let suspect = |message: &Message| message.returns > self.notes.of(message).unharmed && !message.harmed_only;
+        let mut all = false;
+        if messages.iter().any(suspect) {
+            all = tokio::time::timeout(PATIENCE, self.look_at_notes(layout)).await.unwrap_or(false);
+            if !all {
+                tracing::debug!(queue = layout.queue.as_str(), "no notes in time; tasks that came back count as crashed");
+            }
         }
         for message in messages.iter_mut().filter(counted) {
-            let unharmed = self.notes.of(message);
-            settle(message, unharmed);
+            let count = self.notes.of(message);
+            settle(message, count, all);
+        }
+        let alone: Vec<_> = messages.iter().filter(|message| message.probation && !message.harmed_only).collect();
+        let came: Vec<_> = alone.iter().filter_map(|message| Some((Word::Came, message.name.clone()?))).collect();
+        if !came.is_empty()
+            && let Err(e) = self.note(layout, &came).await
+        {
+            tracing::debug!(queue = layout.queue.as_str(), error = chain(&e), "a note could not be written; a death may not count");
         }
     }
 
-    /// Waits for a look that begins now. Whoever asks while one is under way waits for it and for the next, which all share.
-    async fn look_at_notes(self: &Arc<Self>, layout: &Arc<Layout>) {
+    /// Waits for a look that begins now, and says whether it saw all. Whoever asks while one is under way waits for it and for
+    /// the next, which all share.
+    async fn look_at_notes(self: &Arc<Self>, layout: &Arc<Layout>) -> bool {
         let earlier = self.notes.known().looks.get(layout.queue.as_str()).cloned();
         if let Some(mut earlier) = earlier {
             // An error is its end.
-            drop(earlier.changed().await);
+            drop(earlier.wait_for(|seen| *seen).await);
         }
         let mut look = {
             let mut known = self.notes.known();
             match known.looks.get(layout.queue.as_str()) {
                 Some(look) => look.clone(),
                 None => {
-                    let (end, look) = watch::channel(());
+                    let (end, look) = watch::channel(false);
                     known.looks.insert(layout.queue.to_string(), look.clone());
                     self.runtime.spawn(self.clone().look(layout.clone(), end));
                     look
                 }
             }
         };
-        drop(look.changed().await);
+        look.wait_for(|seen| *seen).await.is_ok()
     }
 
     /// Carried to its end, whoever waits for it.
-    async fn look(self: Arc<Self>, layout: Arc<Layout>, end: watch::Sender<()>) {
-        if let Err(e) = self.read_notes(&layout).await {
-            tracing::debug!(queue = layout.queue.as_str(), error = chain(&e), "notes cannot be read");
-        }
+    async fn look(self: Arc<Self>, layout: Arc<Layout>, end: watch::Sender<bool>) {
+        let read = self.read_notes(&layout).await;
         self.notes.known().looks.remove(layout.queue.as_str());
-        drop(end);
+        match read {
+            Ok(()) => drop(end.send(true)),
+            Err(e) => tracing::debug!(queue = layout.queue.as_str(), error = chain(&e), "notes cannot be read"),
+        }
     }
 
     async fn read_notes(&self, layout: &Layout) -> Result<()> {
         let walk = self.walk(layout.notes.as_str()).await?;
-        let mut read: HashMap<Arc<str>, u64> = HashMap::new();
+        let mut read: HashMap<Arc<str>, Count> = HashMap::new();
         let mut notes = walk.slices(&layout.notes, MOST);
         loop {
             let slice = notes.next().await?;
@@ -160,7 +238,9 @@ impl Shared {
             }
             for note in &slice {
                 let names = std::str::from_utf8(&note.raw).unwrap_or_default();
-                names.lines().for_each(|name| *read.entry(name.into()).or_default() += 1);
+                for (word, name) in names.lines().map(Word::read) {
+                    read.entry(name.into()).or_default().add(word);
+                }
             }
         }
         walk.end().await?;
@@ -172,27 +252,64 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use lapin::message::Delivery;
+
     use super::*;
 
     #[test]
     fn names_are_forgotten_in_time_and_not_before() {
         let (mut known, start) = (Known::default(), Moment::default());
         let name = |text: &str| Arc::<str>::from(text);
-        known.add(&name("a"), start);
-        known.add(&name("a"), start);
-        assert_eq!(known.of("a"), 2);
+        let of = |known: &Known, name: &str| known.of(name).unharmed;
+        let (unharmed, once) = (Word::Unharmed, Count { unharmed: 1, ..Count::default() });
+        known.add(&name("a"), unharmed, start);
+        known.add(&name("a"), unharmed, start);
+        assert_eq!(of(&known, "a"), 2);
         let later = start + GENERATION;
-        known.add(&name("b"), later);
-        assert_eq!((known.of("a"), known.of("b")), (2, 1), "a note of the last half day");
-        known.add(&name("a"), later);
-        assert_eq!(known.of("a"), 3, "what was known goes on");
-        known.take_in(name("a"), 1, later);
-        assert_eq!(known.of("a"), 3, "the server may not have our last note yet");
+        known.add(&name("b"), unharmed, later);
+        assert_eq!((of(&known, "a"), of(&known, "b")), (2, 1), "a note of the last half day");
+        known.add(&name("a"), unharmed, later);
+        assert_eq!(of(&known, "a"), 3, "what was known goes on");
+        known.take_in(name("a"), once, later);
+        assert_eq!(of(&known, "a"), 3, "the server may not have our last note yet");
         known.age(later + GENERATION);
         known.age(later + GENERATION * 2);
-        assert_eq!((known.of("a"), known.young.len() + known.old.len()), (0, 0));
-        (0..3 * CROWD as u64).for_each(|number| known.add(&name(&number.to_string()), later));
+        assert_eq!((of(&known, "a"), known.young.len() + known.old.len()), (0, 0));
+        (0..3 * CROWD as u64).for_each(|number| known.add(&name(&number.to_string()), unharmed, later));
         assert!(known.young.len() + known.old.len() <= 2 * CROWD + 2, "a crowd of names is bounded");
-        assert_eq!(known.of(&(3 * CROWD - 1).to_string()), 1, "and the last ones are known");
+        assert_eq!(of(&known, &(3 * CROWD - 1).to_string()), 1, "and the last ones are known");
+    }
+
+    #[test]
+    fn a_note_says_the_same_when_it_is_read() {
+        for word in [Word::Unharmed, Word::Came, Word::Left] {
+            assert_eq!(Word::read(&word.write("01a2-7b.c0ffee")), (word, "01a2-7b.c0ffee"));
+        }
+    }
+
+    /// What is left of so many returns by these notes, each its first letter.
+    fn left(returns: u64, probation: bool, notes: &str, all: bool) -> u64 {
+        let mut message = Message::new(Delivery::mock(7, "".into(), "q".into(), true, b"{}".to_vec()), SystemTime::now());
+        (message.returns, message.exact, message.probation) = (returns, true, probation);
+        let mut count = Count::default();
+        for letter in notes.chars() {
+            count.add(Word::read(&letter.to_string()).0);
+        }
+        settle(&mut message, count, all);
+        message.returns
+    }
+
+    #[test]
+    fn on_probation_nobody_died_of_what_nobody_had() {
+        assert_eq!(left(1, true, "", true), 0, "it came back from the way");
+        assert_eq!(left(1, false, "", true), 1, "which of other tasks nobody knows");
+        assert_eq!(left(1, true, "+", true), 1, "a worker had it and died");
+        assert_eq!(left(2, true, "+-", true), 0, "one gave it back, to another it was on its way");
+        assert_eq!(left(2, true, "+-+", true), 1, "one gave it back, another died");
+        assert_eq!(left(3, true, "+-+", true), 1, "and to a third it was on its way");
+        assert_eq!(left(2, true, "+u", true), 1, "one died, and somebody looked at it");
+        assert_eq!(left(1, true, "", false), 1, "without notes, a return is a death");
     }
 }

@@ -4,6 +4,8 @@
 
 #[path = "server/addresses.rs"]
 mod addresses;
+#[path = "server/deaths.rs"]
+mod deaths;
 #[path = "server/deleted.rs"]
 mod deleted;
 #[path = "server/idle.rs"]
@@ -147,33 +149,6 @@ async fn a_deleted_queue_is_made_anew_and_nothing_is_confirmed_into_the_void() {
     let error = careful.send(&queue, &[Sample::new(2).envelope()]).await.remove(0).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     assert!(error.to_string().contains("queue-runner init"), "{error}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_was_fetched_and_not_begun_keeps_its_place_and_counts_as_no_death() {
-    let node = node().await;
-    // Where the notes are not read in two seconds, the tasks count as crashed.
-    let _quiet = STARTS.lock().await;
-    let (broker, queue) = (connect(&node, "").await, name("place"));
-    broker.declare(&queue).await.unwrap();
-    let sent: Vec<_> = broker.send(&queue, &Sample::many(40)).await;
-    assert!(sent.iter().all(Result::is_ok));
-    let mut first = consumer(&*broker, &queue).await;
-    let got = first.reserve(NonZeroUsize::new(30).unwrap(), SOON).await.unwrap();
-    assert!(!got.is_empty());
-    for delivery in &got {
-        settle(&*first, delivery, Settlement::Done).await;
-    }
-    first.close().await.unwrap();
-    // Another process: it knows of the notes what the server has, and no more.
-    let other = connect(&node, "").await;
-    let mut second = consumer(&*other, &queue).await;
-    for number in got.len() as u64..40 {
-        let delivery = next(&mut *second).await;
-        assert_eq!(Sample::number(&delivery), Some(number), "the place in line");
-        assert_eq!(delivery.native.redeliveries.value(), Some(0), "a death that was none");
-        settle(&*second, &delivery, Settlement::Done).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -240,6 +240,7 @@ mod tests {
                 ttr: Default::default(),
                 group: None,
                 unique: None,
+                probation: false,
             };
             let Parts { wire, form, data } = Parts::of(&task);
             let claim = Claim { form, file: TaskId::from_bytes([2; 16]), size: data.len() as u64 };

@@ -73,6 +73,7 @@ impl Sample {
             ttr: self.ttr,
             group: None,
             unique: None,
+            probation: false,
         }
     }
 

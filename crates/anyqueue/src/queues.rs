@@ -277,5 +277,5 @@ fn prepare(queue: &QueueSettings, task: NewTask, clock: &dyn Clock) -> Result<En
     let id = *wire.id.get_or_insert_with(|| TaskId::new(now));
     (wire.priority, wire.ttr, wire.sent_at) = (Some(priority), Some(ttr), Some(time::unix_millis(now)));
     trace::continue_current(&mut wire);
-    Ok(Envelope { id, body: wire.write(), priority, delay, ttr, group, unique })
+    Ok(Envelope { id, body: wire.write(), priority, delay, ttr, group, unique, probation: false })
 }

@@ -5,7 +5,7 @@ use lapin::options::{BasicNackOptions, ConfirmSelectOptions};
 use super::*;
 
 /// Somebody who looks through a queue: has the right to, and one of the messages.
-async fn reader(node: &Node, queue: &str) -> (Connection, Channel, u64) {
+pub(super) async fn reader(node: &Node, queue: &str) -> (Connection, Channel, u64) {
     let (connection, channel) = other(node).await;
     let exclusive = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
     channel.queue_declare(format!("anyqueue;walk;{queue}").into(), exclusive, FieldTable::default()).await.unwrap();
@@ -144,23 +144,6 @@ async fn all_delayed_tasks_of_a_queue_are_purged_and_none_of_another() {
     assert!(first.len() == 2 && numbers.iter().all(|left| (55..=61).contains(left)), "the first that are due: {numbers:?}");
     assert_eq!(broker.admin().purge(&queue, &[State::Delayed]).await.unwrap(), 600);
     assert_eq!(broker.admin().peek(&near, State::Delayed, 10).await.unwrap().len(), 3);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn notes_that_cannot_be_read_keep_no_task_waiting() {
-    let node = node().await;
-    let (broker, queue) = (connect(&node, "").await, name("noted"));
-    broker.declare(&queue).await.unwrap();
-    broker.send(&queue, &[Sample::new(1).envelope()]).await.remove(0).unwrap();
-    let (_connection, channel) = other(&node).await;
-    let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
-    channel.basic_nack(got.delivery.delivery_tag, BasicNackOptions { multiple: false, requeue: true }).await.unwrap();
-    let _somebody = reader(&node, &format!("{queue};unharmed")).await;
-    let mut consumer = consumer(&*broker, &queue).await;
-    let began = Instant::now();
-    let delivery = next(&mut *consumer).await;
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
-    assert_eq!(delivery.native.redeliveries.value(), Some(1), "it may have crashed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -35,6 +35,7 @@ pub(crate) fn task(body: &str) -> Envelope {
         ttr: Duration::from_secs(60),
         group: None,
         unique: None,
+        probation: false,
     }
 }
 

@@ -1,0 +1,111 @@
+//! What counts as the death of a worker.
+
+use anyqueue_core::Envelope;
+use anyqueue_core::time::MIN_TTR;
+use lapin::options::BasicNackOptions;
+
+use super::*;
+
+/// All that a queue has is taken by a client that gives it back at once: so it looks when a worker ends consuming and the
+/// server has sent it some already.
+async fn bounce(node: &Node, queue: &QueueName, count: usize) {
+    let (connection, channel) = other(node).await;
+    let mut last = 0;
+    for _ in 0..count {
+        let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap();
+        last = got.unwrap().delivery.delivery_tag;
+    }
+    channel.basic_nack(last, BasicNackOptions { multiple: true, requeue: true }).await.unwrap();
+    connection.close(200, "bye".into()).await.unwrap();
+}
+
+fn on_probation(tasks: Vec<Envelope>) -> Vec<Envelope> {
+    tasks.into_iter().map(|task| Envelope { probation: true, ..task }).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_fetched_and_not_begun_keeps_its_place_and_counts_as_no_death() {
+    let node = node().await;
+    // Where the notes are not read in two seconds, the tasks count as crashed.
+    let _quiet = STARTS.lock().await;
+    let (broker, queue) = (connect(&node, "").await, name("place"));
+    broker.declare(&queue).await.unwrap();
+    let sent: Vec<_> = broker.send(&queue, &Sample::many(40)).await;
+    assert!(sent.iter().all(Result::is_ok));
+    let mut first = consumer(&*broker, &queue).await;
+    let got = first.reserve(NonZeroUsize::new(30).unwrap(), SOON).await.unwrap();
+    assert!(!got.is_empty());
+    for delivery in &got {
+        settle(&*first, delivery, Settlement::Done).await;
+    }
+    first.close().await.unwrap();
+    // Another process: it knows of the notes what the server has, and no more.
+    let other = connect(&node, "").await;
+    let mut second = consumer(&*other, &queue).await;
+    for number in got.len() as u64..40 {
+        let delivery = next(&mut *second).await;
+        assert_eq!(Sample::number(&delivery), Some(number), "the place in line");
+        assert_eq!(delivery.native.redeliveries.value(), Some(0), "a death that was none");
+        settle(&*second, &delivery, Settlement::Done).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_died_of_a_task_on_probation_that_nobody_had() {
+    let node = node().await;
+    let _quiet = STARTS.lock().await;
+    let (broker, queue) = (connect(&node, "").await, name("alone"));
+    broker.declare(&queue).await.unwrap();
+    let sent = broker.send(&queue, &on_probation(Sample::many(40))).await;
+    assert!(sent.iter().all(Result::is_ok));
+    bounce(&node, &queue, 40).await;
+    let mut first = consumer(&*broker, &queue).await;
+    let got = first.reserve(NonZeroUsize::new(30).unwrap(), SOON).await.unwrap();
+    for delivery in &got {
+        assert_eq!(delivery.native.redeliveries.value(), Some(0), "a worker that never had it");
+        settle(&*first, delivery, Settlement::Done).await;
+    }
+    first.close().await.unwrap();
+    bounce(&node, &queue, 40 - got.len()).await;
+    let other = connect(&node, "").await;
+    let mut second = consumer(&*other, &queue).await;
+    for _ in got.len()..40 {
+        let delivery = next(&mut *second).await;
+        assert_eq!(delivery.native.redeliveries.value(), Some(0), "one gave it back, another never had it");
+        settle(&*second, &delivery, Settlement::Done).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_had_a_task_on_probation_and_said_nothing_more_died_of_it() {
+    let node = node().await;
+    let _quiet = STARTS.lock().await;
+    let (broker, queue) = (connect(&node, "").await, name("died"));
+    broker.declare(&queue).await.unwrap();
+    let task = on_probation(vec![Sample::new(1).ttr(MIN_TTR).envelope()]);
+    broker.send(&queue, &task).await.remove(0).unwrap();
+    bounce(&node, &queue, 1).await;
+    let delivery = next(&mut *consumer(&*broker, &queue).await).await;
+    assert_eq!(delivery.native.redeliveries.value(), Some(0));
+    // Another process: it knows of the notes what the server has, and no more.
+    let other = connect(&node, "").await;
+    let again = next(&mut *consumer(&*other, &queue).await).await;
+    assert_eq!(again.native.redeliveries.value(), Some(1), "one of two had it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn notes_that_cannot_be_read_keep_no_task_waiting() {
+    let node = node().await;
+    let (broker, queue) = (connect(&node, "").await, name("noted"));
+    broker.declare(&queue).await.unwrap();
+    broker.send(&queue, &[Sample::new(1).envelope()]).await.remove(0).unwrap();
+    let (_connection, channel) = other(&node).await;
+    let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
+    channel.basic_nack(got.delivery.delivery_tag, BasicNackOptions { multiple: false, requeue: true }).await.unwrap();
+    let _somebody = operator::reader(&node, &format!("{queue};unharmed")).await;
+    let mut consumer = consumer(&*broker, &queue).await;
+    let began = Instant::now();
+    let delivery = next(&mut *consumer).await;
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert_eq!(delivery.native.redeliveries.value(), Some(1), "it may have crashed");
+}
