@@ -12,12 +12,12 @@
 //! | `<queue>;held` | held tasks, and what a delivery limit throws out of the others |
 //! | `<queue>;pause` | a marker while the queue is paused |
 //! | `anyqueue;delay;0` to `27`, `anyqueue;delay;due` | exchanges and queues of the ladder of delays, one ladder per virtual host |
-//! | `<queue>;unharmed` | for a day: which tasks came back although no worker died |
+//! | `<queue>;unharmed` | for a day: which tasks came back although no worker died, and which of those on a run alone a worker had |
 //! | `anyqueue;delay;stray` | delayed tasks that fell due for a queue that was deleted, and held ones that a policy's delivery limit threw out; `check` tells of them |
 //! | `anyqueue;walk;…` | while somebody looks through a queue: the right to do so |
 //!
 //! A task's body is the message; its priority, TTR and due time are in the headers `anyqueue-priority`, `anyqueue-ttr`
-//! (milliseconds) and `anyqueue-due` (milliseconds since 1970). A message without them has the queue's defaults.
+//! (milliseconds) and `anyqueue-due` (milliseconds since 1970); `anyqueue-probation` marks one that is to run alone. A message without them has the queue's defaults.
 //!
 //! # How it works
 //! One connection carries what is published: confirmed, mandatory, persistent, as many under way as a batch has. A second one
@@ -40,7 +40,8 @@
 //! holds the task has answered, so that a worker that was cut off writes none.
 //!
 //! A quorum queue counts how often a task came back, and that is how deaths are seen. Tasks that were looked at or fetched and
-//! not begun come back too: they are noted before, and the count is put right.
+//! not begun come back too: they are noted before, and the count is put right. So does what was on its way to a consumer that
+//! was just cancelled, and of that nobody can know: a task that is on its run alone is noted when a worker gets it.
 //!
 //! # Good to know
 //! * Delays are rounded up to seconds. Peeking at delayed tasks, or purging them, walks through those of all queues.

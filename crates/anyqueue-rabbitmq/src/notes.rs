@@ -190,7 +190,11 @@ impl Shared {
         if !came.is_empty()
             && let Err(e) = self.note(layout, &came).await
         {
-            tracing::debug!(queue = layout.queue.as_str(), error = chain(&e), "a note could not be written; a death may not count");
+            tracing::debug!(
+                queue = layout.queue.as_str(),
+                error = chain(&e),
+                "a note could not be written; a death may not count"
+            );
         }
     }
 
