@@ -141,6 +141,13 @@ impl Error {
         self
     }
 
+    /// Says that it had no effect: that of another task of the same request, which was not sent, say.
+    #[must_use]
+    pub fn without_effect(mut self) -> Self {
+        self.0.effect = Effect::None;
+        self
+    }
+
     /// Names the operation (`send`, `reserve`, …), unless one is named already.
     #[must_use]
     pub fn during(mut self, operation: &'static str) -> Self {

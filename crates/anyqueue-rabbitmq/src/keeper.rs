@@ -305,7 +305,7 @@ impl Keeper {
         if !notes.is_empty()
             && let Err(e) = self.shared.note(&self.layout, &notes).await
         {
-            // They come back as if their worker had died: that costs a run alone, no more.
+            // They come back as if their worker had died: that costs a run alone, and what is on one comes closer to a hold.
             tracing::debug!(queue = self.line.queue.as_str(), error = chain(&e), "a note could not be written");
         }
         let there = self.counts().await;

@@ -10,9 +10,9 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use crate::config::{Kind, Style};
 
 /// How long a note is kept.
-const NOTE_LIFE: Duration = Duration::from_secs(86_400);
+pub(crate) const NOTE_LIFE: Duration = Duration::from_secs(86_400);
 /// How many notes are kept.
-const MOST_NOTES: i64 = 2000;
+pub(crate) const MOST_NOTES: usize = 2000;
 /// Rungs of the ladder: the last one is 2²⁷ s, so that all of them are eight years.
 pub(crate) const RUNGS: u32 = 28;
 
@@ -114,7 +114,7 @@ fn notes_arguments() -> FieldTable {
     table(&[
         ("x-queue-type", text("classic")),
         ("x-message-ttl", AMQPValue::LongLongInt(NOTE_LIFE.as_millis() as i64)),
-        ("x-max-length", AMQPValue::LongLongInt(MOST_NOTES)),
+        ("x-max-length", AMQPValue::LongLongInt(MOST_NOTES as i64)),
     ])
 }
 

@@ -152,7 +152,8 @@ impl Line {
     pub(crate) fn take(&self, max: usize, now: Moment) -> Vec<Delivery> {
         let (mut state, mut taken) = (self.state(), Vec::new());
         let Some(epoch) = state.session.as_ref().map(|session| session.epoch) else { return taken };
-        if state.paused || state.withheld > 0 {
+        // What is on its way back is noted as unharmed already.
+        if state.paused || state.returning || state.withheld > 0 {
             return taken;
         }
         let window = state.consuming.map_or(0, |(_, window)| window);

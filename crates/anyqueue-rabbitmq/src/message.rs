@@ -58,6 +58,8 @@ pub(crate) struct Message {
     pub(crate) due: Option<u64>,
     /// A further death of a worker counts.
     pub(crate) probation: bool,
+    /// It is noted that it came here.
+    pub(crate) noted: bool,
     pub(crate) key: ShortString,
 }
 
@@ -82,6 +84,7 @@ impl Message {
             age: sent.map(|sent| now_since.saturating_sub(sent)),
             due: number(DUE),
             probation: flag(PROBATION),
+            noted: false,
             key: delivery.routing_key,
         }
     }

@@ -11,12 +11,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use anyqueue_core::time::unix_millis;
 use anyqueue_core::{Bytes, Moment, Result, chain};
 use lapin::BasicProperties;
 use lapin::types::ShortString;
 use tokio::sync::watch;
 
-use crate::layout::Layout;
+use crate::layout::{Layout, MOST_NOTES, NOTE_LIFE};
 use crate::message::Message;
 use crate::publish::Post;
 use crate::shared::Shared;
@@ -25,7 +26,10 @@ use crate::shared::Shared;
 const NAMES: usize = 1024;
 /// More notes than are kept.
 const MOST: usize = 4096;
-/// Tasks wait no longer than this for the notes of them; without, they count as crashed, which costs them a run alone.
+/// Clocks of those who write notes differ by less than this.
+const MARGIN: Duration = Duration::from_secs(10);
+/// Tasks wait no longer than this for the notes of them, and for a note of theirs to be written. Without, they count as
+/// crashed, which costs them a run alone.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Names are forgotten after one to two of these: the server keeps a note for a day.
 const GENERATION: Duration = Duration::from_secs(12 * 3600);
@@ -65,7 +69,7 @@ impl Word {
 
     /// Of a task that was fetched and is given back.
     pub(crate) fn back(message: &Message) -> Self {
-        if message.probation { Self::Left } else { Self::Unharmed }
+        if message.noted { Self::Left } else { Self::Unharmed }
     }
 
     fn read(line: &str) -> (Self, &str) {
@@ -92,13 +96,16 @@ impl Count {
     }
 }
 
+/// How far back a look saw all notes; nothing if it did not.
+type Reach = Option<Duration>;
+
 #[derive(Debug, Default)]
 struct Known {
     young: HashMap<Arc<str>, Count>,
     old: HashMap<Arc<str>, Count>,
     since: Option<Moment>,
     /// Looks at the server's notes that are under way, by queue.
-    looks: HashMap<String, watch::Receiver<bool>>,
+    looks: HashMap<String, watch::Receiver<Reach>>,
 }
 
 impl Known {
@@ -141,14 +148,15 @@ impl Notes {
     }
 }
 
-/// Says of a message how often it came back from the dead. `all`: the notes were read, and what they do not say was not.
-fn settle(message: &mut Message, Count { unharmed, came, left }: Count, all: bool) {
-    if unharmed > 0 {
-        message.returns = message.returns.saturating_sub(unharmed.max(u64::from(!message.exact)));
-    }
-    if message.probation && all {
-        message.returns = message.returns.min(came.saturating_sub(left));
-    }
+/// Says of a message how often it came back from the dead. `whole`: the notes say all that there is to say of this copy.
+fn settle(message: &mut Message, Count { unharmed, came, left }: Count, whole: bool) {
+    let deaths = came.saturating_sub(left);
+    message.returns = match (whole && message.probation, message.exact) {
+        (true, true) => message.returns.saturating_sub(unharmed).min(deaths),
+        (true, false) => deaths,
+        (false, true) => message.returns.saturating_sub(unharmed),
+        (false, false) => message.returns.saturating_sub(unharmed.min(1)),
+    };
     message.exact |= message.returns == 0;
 }
 
@@ -156,90 +164,104 @@ impl Shared {
     /// Writes something down of tasks. To be done before it is.
     pub(crate) async fn note(&self, layout: &Layout, notes: &[(Word, Arc<str>)]) -> Result<()> {
         for part in notes.chunks(NAMES) {
+            {
+                // Before the server can show it to a look of ours, which would count it as another one.
+                let (now, mut known) = (self.clock.now(), self.notes.known());
+                part.iter().for_each(|(word, name)| known.add(name, *word, now));
+            }
             let lines: Vec<String> = part.iter().map(|(word, name)| word.write(name)).collect();
+            let properties = BasicProperties::default().with_delivery_mode(2).with_content_type("text/plain".into());
             let post = Post {
                 exchange: ShortString::default(),
                 key: layout.notes.clone(),
-                properties: BasicProperties::default().with_delivery_mode(2).with_content_type("text/plain".into()),
+                properties: properties.with_timestamp(unix_millis(self.clock.wall()) / 1000),
                 body: Bytes::from(lines.join("\n")),
             };
             self.publish(std::slice::from_ref(&post)).await.remove(0)?;
-            let (now, mut known) = (self.clock.now(), self.notes.known());
-            part.iter().for_each(|(word, name)| known.add(name, *word, now));
         }
         Ok(())
     }
 
     /// Takes unharmed returns off what the server counted.
     pub(crate) async fn forgive(self: &Arc<Self>, layout: &Arc<Layout>, messages: &mut [Message]) {
-        let counted = |message: &&mut Message| message.returns > 0 && !message.harmed_only;
-        let suspect = |message: &Message| message.returns > self.notes.of(message).unharmed && !message.harmed_only;
-        let mut all = false;
-        if messages.iter().any(suspect) {
-            all = tokio::time::timeout(PATIENCE, self.look_at_notes(layout)).await.unwrap_or(false);
-            if !all {
+        let counted = |message: &Message| message.returns > 0 && !message.harmed_only;
+        // A classic queue does not say how often: one return that was noted may hide another.
+        let hides = |message: &Message| message.probation && !message.exact;
+        let suspect = |message: &Message| message.returns > self.notes.of(message).unharmed || hides(message);
+        let mut reach = None;
+        if messages.iter().any(|message| counted(message) && suspect(message)) {
+            reach = tokio::time::timeout(PATIENCE, self.look_at_notes(layout)).await.unwrap_or_default();
+            if reach.is_none() {
                 tracing::debug!(queue = layout.queue.as_str(), "no notes in time; tasks that came back count as crashed");
             }
         }
-        for message in messages.iter_mut().filter(counted) {
-            let count = self.notes.of(message);
-            settle(message, count, all);
-        }
-        let alone: Vec<_> = messages.iter().filter(|message| message.probation && !message.harmed_only).collect();
-        let came: Vec<_> = alone.iter().filter_map(|message| Some((Word::Came, message.name.clone()?))).collect();
-        if !came.is_empty()
-            && let Err(e) = self.note(layout, &came).await
-        {
-            tracing::debug!(
-                queue = layout.queue.as_str(),
-                error = chain(&e),
-                "a note could not be written; a death may not count"
-            );
+        let counts: Vec<Count> = messages.iter().map(|message| self.notes.of(message)).collect();
+        self.note_arrivals(layout, messages).await;
+        for (message, count) in messages.iter_mut().zip(counts).filter(|(message, _)| counted(message)) {
+            // While no notes can be written, that there is none says nothing.
+            let whole = message.noted && message.age.is_some_and(|age| reach > Some(age + MARGIN));
+            settle(message, count, whole);
         }
     }
 
-    /// Waits for a look that begins now, and says whether it saw all. Whoever asks while one is under way waits for it and for
-    /// the next, which all share.
-    async fn look_at_notes(self: &Arc<Self>, layout: &Arc<Layout>) -> bool {
+    /// Writes down which tasks on probation came here, before a worker sees them.
+    async fn note_arrivals(&self, layout: &Layout, messages: &mut [Message]) {
+        let alone = |message: &Message| message.probation && !message.harmed_only && message.name.is_some();
+        let alone: Vec<&mut Message> = messages.iter_mut().filter(|message| alone(message)).collect();
+        if alone.is_empty() {
+            return;
+        }
+        let came: Vec<_> = alone.iter().filter_map(|message| Some((Word::Came, message.name.clone()?))).collect();
+        match tokio::time::timeout(PATIENCE, self.note(layout, &came)).await {
+            Ok(Ok(())) => alone.into_iter().for_each(|message| message.noted = true),
+            Ok(Err(e)) => tracing::debug!(queue = layout.queue.as_str(), error = chain(&e), "a note could not be written"),
+            Err(_) => tracing::debug!(queue = layout.queue.as_str(), "a note could not be written in time"),
+        }
+    }
+
+    /// Waits for a look that begins now. Whoever asks while one is under way waits for it and for the next, which all share.
+    async fn look_at_notes(self: &Arc<Self>, layout: &Arc<Layout>) -> Reach {
         let earlier = self.notes.known().looks.get(layout.queue.as_str()).cloned();
         if let Some(mut earlier) = earlier {
             // An error is its end.
-            drop(earlier.wait_for(|seen| *seen).await);
+            drop(earlier.changed().await);
         }
         let mut look = {
             let mut known = self.notes.known();
             match known.looks.get(layout.queue.as_str()) {
                 Some(look) => look.clone(),
                 None => {
-                    let (end, look) = watch::channel(false);
+                    let (end, look) = watch::channel(None);
                     known.looks.insert(layout.queue.to_string(), look.clone());
                     self.runtime.spawn(self.clone().look(layout.clone(), end));
                     look
                 }
             }
         };
-        look.wait_for(|seen| *seen).await.is_ok()
+        look.wait_for(Reach::is_some).await.ok().and_then(|reach| *reach)
     }
 
     /// Carried to its end, whoever waits for it.
-    async fn look(self: Arc<Self>, layout: Arc<Layout>, end: watch::Sender<bool>) {
+    async fn look(self: Arc<Self>, layout: Arc<Layout>, end: watch::Sender<Reach>) {
         let read = self.read_notes(&layout).await;
         self.notes.known().looks.remove(layout.queue.as_str());
         match read {
-            Ok(()) => drop(end.send(true)),
+            Ok(reach) => drop(end.send(reach)),
             Err(e) => tracing::debug!(queue = layout.queue.as_str(), error = chain(&e), "notes cannot be read"),
         }
     }
 
-    async fn read_notes(&self, layout: &Layout) -> Result<()> {
+    async fn read_notes(&self, layout: &Layout) -> Result<Reach> {
         let walk = self.walk(layout.notes.as_str()).await?;
         let mut read: HashMap<Arc<str>, Count> = HashMap::new();
-        let mut notes = walk.slices(&layout.notes, MOST);
+        let (mut notes, mut count, mut oldest) = (walk.slices(&layout.notes, MOST), 0, None);
         loop {
             let slice = notes.next().await?;
             if slice.is_empty() {
                 break;
             }
+            oldest = oldest.or(slice.first().map(|note| note.age.unwrap_or_default()));
+            count += slice.len();
             for note in &slice {
                 let names = std::str::from_utf8(&note.raw).unwrap_or_default();
                 for (word, name) in names.lines().map(Word::read) {
@@ -247,10 +269,13 @@ impl Shared {
                 }
             }
         }
+        let alone = walk.is_alone();
         walk.end().await?;
         let (now, mut known) = (self.clock.now(), self.notes.known());
         read.into_iter().for_each(|(name, count)| known.take_in(name, count, now));
-        Ok(())
+        // Where no more are kept, older ones are gone.
+        let reach = if count < MOST_NOTES { NOTE_LIFE } else { oldest.unwrap_or_default() };
+        Ok(alone.then_some(reach.min(NOTE_LIFE)))
     }
 }
 
@@ -293,27 +318,35 @@ mod tests {
         }
     }
 
-    /// What is left of so many returns by these notes, each its first letter.
-    fn left(returns: u64, probation: bool, notes: &str, all: bool) -> u64 {
+    /// What is left of so many returns by these notes, each its first letter. A classic queue only knows of one return.
+    fn left(returns: Option<u64>, probation: bool, notes: &str, whole: bool) -> u64 {
         let mut message = Message::new(Delivery::mock(7, "".into(), "q".into(), true, b"{}".to_vec()), SystemTime::now());
-        (message.returns, message.exact, message.probation) = (returns, true, probation);
+        (message.returns, message.exact, message.probation) = (returns.unwrap_or(1), returns.is_some(), probation);
         let mut count = Count::default();
         for letter in notes.chars() {
             count.add(Word::read(&letter.to_string()).0);
         }
-        settle(&mut message, count, all);
+        settle(&mut message, count, whole);
         message.returns
     }
 
     #[test]
     fn on_probation_nobody_died_of_what_nobody_had() {
-        assert_eq!(left(1, true, "", true), 0, "it came back from the way");
-        assert_eq!(left(1, false, "", true), 1, "which of other tasks nobody knows");
-        assert_eq!(left(1, true, "+", true), 1, "a worker had it and died");
-        assert_eq!(left(2, true, "+-", true), 0, "one gave it back, to another it was on its way");
-        assert_eq!(left(2, true, "+-+", true), 1, "one gave it back, another died");
-        assert_eq!(left(3, true, "+-+", true), 1, "and to a third it was on its way");
-        assert_eq!(left(2, true, "+u", true), 1, "one died, and somebody looked at it");
-        assert_eq!(left(1, true, "", false), 1, "without notes, a return is a death");
+        assert_eq!(left(Some(1), true, "", true), 0, "it came back from the way");
+        assert_eq!(left(Some(1), false, "", true), 1, "which of other tasks nobody knows");
+        assert_eq!(left(Some(1), true, "+", true), 1, "a worker had it and died");
+        assert_eq!(left(Some(2), true, "+-", true), 0, "one gave it back, to another it was on its way");
+        assert_eq!(left(Some(2), true, "+-+", true), 1, "one gave it back, another died");
+        assert_eq!(left(Some(3), true, "+-+", true), 1, "and to a third it was on its way");
+        assert_eq!(left(Some(2), true, "+u", true), 1, "one died, and somebody looked at it");
+        assert_eq!(left(Some(1), true, "", false), 1, "without all notes, a return is a death");
+        assert_eq!(left(Some(2), true, "+-", false), 1, "unless it was noted");
+    }
+
+    #[test]
+    fn a_classic_queue_that_only_knows_of_a_return_learns_the_rest_from_notes() {
+        assert_eq!([left(None, false, "", true), left(None, false, "u", true)], [1, 0]);
+        assert_eq!([left(None, true, "+-", true), left(None, true, "+-+", true)], [0, 1]);
+        assert_eq!([left(None, true, "", false), left(None, true, "+-", false)], [1, 0]);
     }
 }

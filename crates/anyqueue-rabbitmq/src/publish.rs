@@ -102,7 +102,7 @@ impl Shared {
         if let Err(e) = self.ensure(layout).await {
             // What passes by is no reason to say that the queue is not there.
             for at in again.into_iter().filter(|_| e.is_retryable()) {
-                answers[at] = Err(without_effect(&e));
+                answers[at] = Err(e.duplicate().without_effect());
             }
             return false;
         }
@@ -120,7 +120,7 @@ impl Shared {
         }
         match self.publishing().await {
             Ok(publishing) => publishing.all(posts).await,
-            Err(e) => posts.iter().map(|_| Err(without_effect(&e))).collect(),
+            Err(e) => posts.iter().map(|_| Err(e.duplicate().without_effect())).collect(),
         }
     }
 }
@@ -257,11 +257,6 @@ fn returned(post: &Post) -> Error {
 /// Whether no queue took it, so that it may go again.
 fn came_back(answer: &Result<()>) -> bool {
     answer.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound && e.effect() == Effect::None)
-}
-
-/// What was in the way before anything was sent.
-fn without_effect(e: &Error) -> Error {
-    Error::new(e.kind(), e.message().to_owned()).because(anyqueue_core::chain(e))
 }
 
 #[cfg(test)]

@@ -100,8 +100,8 @@ impl RabbitSettler {
         let publishing = match self.shared.publishing().await {
             Ok(publishing) => publishing,
             Err(e) => {
-                let unsent = || Error::new(e.kind(), e.message().to_owned()).because(anyqueue_core::chain(&e));
-                return (good, copies.into_iter().map(|item| (item, unsent())).collect());
+                let unsent = |item| (item, e.duplicate().without_effect());
+                return (good, copies.into_iter().map(unsent).collect());
             }
         };
         let reached = self.line.barrier(&self.shared, &session.channel).await.is_ok();

@@ -123,6 +123,11 @@ impl<'a> Walk<'a> {
         Slices { walk: self, queue: queue.clone(), left: None, most }
     }
 
+    /// Whether nobody else looks through the same queue meanwhile and hides some of it.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.lock.is_some()
+    }
+
     async fn count(&self, queue: &ShortString) -> Result<usize> {
         let missing = || Error::new(ErrorKind::NotFound, "the queue is not there").with("server_queue", queue);
         self.shared.count(&self.channel, queue).await?.map(|count| count as usize).ok_or_else(missing)

@@ -3,6 +3,7 @@
 mod admin;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -66,8 +67,20 @@ struct Shared {
     changed: Notify,
 }
 
+/// What becomes of a task that is sent; `None`: it is taken.
+type Verdict = dyn Fn(&Envelope) -> Option<Error> + Send + Sync;
+
+struct Judge(Box<Verdict>);
+
+impl fmt::Debug for Judge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Judge")
+    }
+}
+
 #[derive(Debug)]
 struct Script {
+    judge: Option<Arc<Judge>>,
     capabilities: Arc<Capabilities>,
     feed: VecDeque<Delivery>,
     failures: Vec<(Verb, Error)>,
@@ -82,6 +95,7 @@ impl Scripted {
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         let script = Script {
+            judge: None,
             capabilities: Arc::new(Capabilities::FULL),
             feed: VecDeque::new(),
             failures: Vec::new(),
@@ -134,6 +148,11 @@ impl Scripted {
     pub fn fail_next(&self, verb: Verb, error: Error) {
         self.script().failures.push((verb, error));
         self.shared.changed.notify_waiters();
+    }
+
+    /// Judges each task that is sent from now on: one for which this gives an error fails, and it alone.
+    pub fn judge(&self, judge: impl Fn(&Envelope) -> Option<Error> + Send + Sync + 'static) {
+        self.script().judge = Some(Arc::new(Judge(Box::new(judge))));
     }
 
     /// Forgets the failures that have not happened yet.
@@ -248,8 +267,15 @@ impl Broker for Scripted {
         if let Err(e) = self.begin(Verb::Send).await {
             return failed(&e, batch.len());
         }
-        batch.iter().for_each(|task| self.record(Record::Sent(queue.clone(), task.clone())));
-        batch.iter().map(|_| Ok(Accepted::default())).collect()
+        let judge = self.script().judge.clone();
+        let one = |task: &Envelope| {
+            if let Some(error) = judge.as_ref().and_then(|judge| (judge.0)(task)) {
+                return Err(error);
+            }
+            self.record(Record::Sent(queue.clone(), task.clone()));
+            Ok(Accepted::default())
+        };
+        batch.iter().map(one).collect()
     }
 
     async fn consume(&self, queue: &QueueName, _: ConsumeOptions) -> Result<Box<dyn Consumer>> {

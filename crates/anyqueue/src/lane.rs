@@ -1,6 +1,8 @@
 //! Sending with group commit: tasks that arrive while a request is in flight go out together in the next one.
 //! There is no timer: an idle lane sends at once.
 
+mod many;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +13,7 @@ use anyqueue_core::{
 };
 use tokio::sync::oneshot;
 
+use self::many::Many;
 use crate::brokers::BrokerSlot;
 use crate::io::Io;
 
@@ -34,6 +37,13 @@ const MOST_REQUESTS: usize = 64;
 /// How long a send that failed waits before its second try; twice as long before each next one.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// The time that a send has.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    began: Moment,
+    give_up: Moment,
+}
 
 /// When a request goes out beside others of its queue.
 #[derive(Debug, Clone, Copy)]
@@ -95,59 +105,56 @@ impl Lane {
     /// # Cancel safety
     /// A dropped future may or may not have sent the task.
     pub(crate) async fn send(self: &Arc<Self>, envelope: Envelope, clock: &dyn Clock) -> Result<Accepted> {
-        self.send_until(envelope, clock, clock.now() + self.broker.settings.send_timeout, Effect::None).await
-    }
-
-    /// `effect` is that of earlier tries: what one of them may have sent stays unknown, however the last one ends.
-    async fn send_until(
-        self: &Arc<Self>,
-        envelope: Envelope,
-        clock: &dyn Clock,
-        give_up: Moment,
-        mut effect: Effect,
-    ) -> Result<Accepted> {
-        let mut wait = FIRST_WAIT;
+        let (span, mut wait, mut effect) = (self.span(clock), FIRST_WAIT, Effect::None);
         loop {
             let error = match self.once(&envelope).await {
                 Ok(accepted) => {
-                    self.failing.store(false, Ordering::Relaxed);
+                    self.answered();
                     return Ok(accepted);
                 }
+                // What one try may have sent stays unknown, however the last one ends.
                 Err(e) if effect == Effect::Unknown => e.effect_unknown(),
                 Err(e) => e,
             };
             effect = error.effect();
-            self.pause(error, clock, give_up, &mut wait).await?;
+            self.pause(error, clock, span, &mut wait).await?;
         }
+    }
+
+    fn span(&self, clock: &dyn Clock) -> Span {
+        let began = clock.now();
+        Span { began, give_up: began + self.broker.settings.send_timeout }
     }
 
     /// Waits before the next try. The last one is when the time to send is over.
     ///
     /// # Errors
     /// What went wrong, if there is no next try.
-    async fn pause(&self, error: Error, clock: &dyn Clock, give_up: Moment, wait: &mut Duration) -> Result<()> {
+    async fn pause(&self, error: Error, clock: &dyn Clock, span: Span, wait: &mut Duration) -> Result<()> {
         let now = clock.now();
         if !error.is_retryable() {
+            self.answered();
             return Err(error);
         }
-        if now >= give_up {
-            return Err(self.gave_up(error));
+        if now >= span.give_up {
+            return Err(self.gave_up(error, now.since(span.began)));
         }
-        self.complain(&error, give_up.since(now));
-        clock.sleep_until((now + wait.mul_f64(0.5 + fastrand::f64())).min(give_up)).await;
+        self.complain(&error, span.give_up.since(now));
+        clock.sleep_until((now + wait.mul_f64(0.5 + fastrand::f64())).min(span.give_up)).await;
         *wait = (*wait * 2).min(LONGEST_WAIT);
         Ok(())
     }
 
-    fn gave_up(&self, error: Error) -> Error {
-        let waited = anyqueue_core::time::show(self.broker.settings.send_timeout);
+    /// The last request under way may have taken longer than there was time.
+    fn gave_up(&self, error: Error, waited: Duration) -> Error {
+        let waited = anyqueue_core::time::show(in_seconds(waited).max(self.broker.settings.send_timeout));
         error.during("send").with("queue", &self.queue).with("gave up after", waited)
     }
 
     /// Says once, for all who send meanwhile, what they wait for.
     fn complain(&self, error: &Error, left: Duration) {
         if !self.failing.swap(true, Ordering::Relaxed) {
-            let left = anyqueue_core::time::show(Duration::from_secs(left.as_secs_f64().round() as u64));
+            let left = anyqueue_core::time::show(in_seconds(left));
             let (queue, broker) = (self.queue.as_str(), &*self.broker.settings.name);
             tracing::warn!(
                 queue,
@@ -158,74 +165,27 @@ impl Lane {
         }
     }
 
+    /// The broker is there again: its next outage is said.
+    fn answered(&self) {
+        self.failing.store(false, Ordering::Relaxed);
+    }
+
     /// Sends many tasks: one answer each, in order.
-    pub(crate) async fn send_all(self: &Arc<Self>, envelopes: &[Envelope], clock: &dyn Clock) -> Vec<Result<Accepted>> {
+    pub(crate) async fn send_all(&self, envelopes: &[Envelope], clock: &dyn Clock) -> Vec<Result<Accepted>> {
         if envelopes.is_empty() {
             return Vec::new();
         }
-        let give_up = clock.now() + self.broker.settings.send_timeout;
-        let mut wait = FIRST_WAIT;
+        let (span, mut wait) = (self.span(clock), FIRST_WAIT);
         let broker = loop {
             let error = match self.broker.connected().await {
                 Ok(broker) => break broker,
                 Err(e) => e,
             };
-            if let Err(e) = self.pause(error, clock, give_up, &mut wait).await {
+            if let Err(e) = self.pause(error, clock, span, &mut wait).await {
                 return envelopes.iter().map(|_| Err(e.duplicate())).collect();
             }
         };
-        let mut answers = self.in_requests(&*broker, envelopes).await;
-        if answers.iter().any(Result::is_ok) {
-            self.failing.store(false, Ordering::Relaxed);
-        }
-        self.send_again(&*broker, envelopes, &mut answers, clock, give_up).await;
-        answers
-    }
-
-    /// One after another, each as large as the broker takes them.
-    async fn in_requests(&self, broker: &dyn Broker, envelopes: &[Envelope]) -> Vec<Result<Accepted>> {
-        let most = broker.capabilities(&self.queue).batch.send.max(1);
-        let mut answers = Vec::with_capacity(envelopes.len());
-        for chunk in envelopes.chunks(most) {
-            answers.extend(self.sent(broker, chunk).await);
-        }
-        answers
-    }
-
-    /// Sends again what may go through another time: the first alone until the broker takes it, then the others together.
-    async fn send_again(
-        self: &Arc<Self>,
-        broker: &dyn Broker,
-        envelopes: &[Envelope],
-        answers: &mut [Result<Accepted>],
-        clock: &dyn Clock,
-        give_up: Moment,
-    ) {
-        loop {
-            let retryable = |answer: &Result<Accepted>| answer.as_ref().is_err_and(Error::is_retryable);
-            let again: Vec<usize> = (0..answers.len()).filter(|at| retryable(&answers[*at])).collect();
-            let Some((&first, others)) = again.split_first() else { return };
-            let effect = |answer: &Result<Accepted>| answer.as_ref().err().map_or(Effect::None, Error::effect);
-            answers[first] = self.send_until(envelopes[first].clone(), clock, give_up, effect(&answers[first])).await;
-            let (gone, last) = (retryable(&answers[first]), clock.now() >= give_up);
-            if !gone {
-                let batch: Vec<Envelope> = others.iter().map(|at| envelopes[*at].clone()).collect();
-                for (at, answer) in others.iter().zip(self.in_requests(broker, &batch).await) {
-                    let unknown = effect(&answers[*at]) == Effect::Unknown;
-                    answers[*at] = answer.map_err(|e| if unknown { e.effect_unknown() } else { e });
-                }
-            }
-            if gone || last {
-                for at in others {
-                    if let Err(e) = &answers[*at]
-                        && e.is_retryable()
-                    {
-                        answers[*at] = Err(self.gave_up(e.duplicate()));
-                    }
-                }
-                return;
-            }
-        }
+        Many::new(self, &*broker, clock, span, envelopes).send().await
     }
 
     async fn once(self: &Arc<Self>, envelope: &Envelope) -> Result<Accepted> {
@@ -334,6 +294,10 @@ impl Drop for Next<'_> {
             self.lane.start_flush();
         }
     }
+}
+
+fn in_seconds(time: Duration) -> Duration {
+    Duration::from_secs(time.as_secs_f64().round() as u64)
 }
 
 /// Refuses what the broker would have to ignore.

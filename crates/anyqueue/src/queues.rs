@@ -233,6 +233,16 @@ impl Sender {
     }
 
     /// Sends many tasks in as few requests as the broker allows: one answer each, in order.
+    ///
+    /// What may go through another time is sent again for the broker's `send_timeout`, from a single task on and then in
+    /// ever larger requests. What comes after the request that failed waits with it.
+    ///
+    /// # Errors
+    /// Each task has its own, as with [`send`](Self::send): one that was not tried before the time was over has the error of
+    /// the task that the broker refused, without an effect.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have sent any of the tasks.
     pub async fn send_all(&self, tasks: Vec<NewTask>) -> Vec<Result<Sent>> {
         if self.queues.0.inline.is_some() {
             let mut answers = Vec::new();

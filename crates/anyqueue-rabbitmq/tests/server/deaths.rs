@@ -1,8 +1,10 @@
 //! What counts as the death of a worker.
 
+use std::time::SystemTime;
+
 use anyqueue_core::Envelope;
 use anyqueue_core::time::MIN_TTR;
-use lapin::options::BasicNackOptions;
+use lapin::options::{BasicNackOptions, ConfirmSelectOptions};
 
 use super::*;
 
@@ -91,6 +93,34 @@ async fn who_had_a_task_on_probation_and_said_nothing_more_died_of_it() {
     let other = connect(&node, "").await;
     let again = next(&mut *consumer(&*other, &queue).await).await;
     assert_eq!(again.native.redeliveries.value(), Some(1), "one of two had it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_notes_were_thrown_out_a_task_that_came_back_may_have_crashed() {
+    let node = node().await;
+    let _quiet = STARTS.lock().await;
+    let (broker, queue) = (connect(&node, "").await, name("crowded"));
+    broker.declare(&queue).await.unwrap();
+    let task = on_probation(vec![Sample::new(1).ttr(MIN_TTR).envelope()]);
+    broker.send(&queue, &task).await.remove(0).unwrap();
+    next(&mut *consumer(&*broker, &queue).await).await;
+    // More notes than the server keeps push out the one that says so. They are not older than the task.
+    let (connection, channel) = other(&node).await;
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let mut confirms = Vec::new();
+    for _ in 0..2000 {
+        let properties = BasicProperties::default().with_timestamp(now);
+        let notes = format!("{queue};unharmed").into();
+        confirms.push(channel.basic_publish("".into(), notes, BasicPublishOptions::default(), b"x", properties).await.unwrap());
+    }
+    for confirm in confirms {
+        confirm.await.unwrap();
+    }
+    connection.close(200, "bye".into()).await.unwrap();
+    let other = connect(&node, "").await;
+    let again = next(&mut *consumer(&*other, &queue).await).await;
+    assert_eq!(again.native.redeliveries.value(), Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,120 @@
+//! Sending many tasks: in large requests, and after one that failed from a small one on.
+
+use anyqueue_core::{Accepted, Broker, Clock, Effect, Envelope, Error, ErrorKind, Result};
+
+use super::{FIRST_WAIT, Lane, Span};
+
+/// Tasks on their way through one lane.
+pub(super) struct Many<'a> {
+    lane: &'a Lane,
+    broker: &'a dyn Broker,
+    clock: &'a dyn Clock,
+    span: Span,
+    tasks: &'a [Envelope],
+    /// The last answer for each task; none if it was not tried yet.
+    answers: Vec<Option<Result<Accepted>>>,
+    /// Those that are not settled, in order.
+    open: Vec<usize>,
+    /// How many tasks the next request has, and how many one has at the most.
+    size: usize,
+    most: usize,
+}
+
+impl<'a> Many<'a> {
+    pub(super) fn new(lane: &'a Lane, broker: &'a dyn Broker, clock: &'a dyn Clock, span: Span, tasks: &'a [Envelope]) -> Self {
+        let most = broker.capabilities(&lane.queue).batch.send.max(1);
+        let answers = tasks.iter().map(|_| None).collect();
+        Self { lane, broker, clock, span, tasks, answers, open: (0..tasks.len()).collect(), size: most, most }
+    }
+
+    /// Sends until all are settled or the time is over.
+    pub(super) async fn send(mut self) -> Vec<Result<Accepted>> {
+        let mut wait = FIRST_WAIT;
+        loop {
+            let before = self.open.len();
+            let failed = self.round().await;
+            let Some(error) = self.open.first().and_then(|first| self.error(*first)) else {
+                self.lane.answered();
+                break;
+            };
+            if self.open.len() < before {
+                wait = FIRST_WAIT;
+            }
+            if let Err(e) = self.lane.pause(error.duplicate(), self.clock, self.span, &mut wait).await {
+                self.give_up(failed, &e);
+                break;
+            }
+        }
+        self.answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(super::no_answer()))).collect()
+    }
+
+    /// Sends from the first on until a request fails, wholly or in part: what comes after it waits with it. How many of the
+    /// open ones failed; the others behind them were not tried this time.
+    async fn round(&mut self) -> usize {
+        let open = std::mem::take(&mut self.open);
+        let mut rest = open.as_slice();
+        while !rest.is_empty() {
+            let (part, later) = rest.split_at(self.size.min(rest.len()));
+            rest = later;
+            match self.request(part).await {
+                None => self.size = (self.size * 2).min(self.most),
+                // Not the whole broker need be full: each task has its last try.
+                Some(ErrorKind::Full) if self.clock.now() >= self.span.give_up => self.size = self.most,
+                Some(_) => {
+                    self.size = 1;
+                    break;
+                }
+            }
+        }
+        let failed = self.open.len();
+        self.open.extend(rest);
+        failed
+    }
+
+    /// One request. What went wrong, if some of it may be tried again.
+    async fn request(&mut self, part: &[usize]) -> Option<ErrorKind> {
+        let answers = match part {
+            // All of a kind: nothing is copied as long as nothing fails.
+            [first, .., last] if last - first + 1 == part.len() => self.lane.sent(self.broker, &self.tasks[*first..=*last]).await,
+            _ => {
+                let batch: Vec<Envelope> = part.iter().map(|at| self.tasks[*at].clone()).collect();
+                self.lane.sent(self.broker, &batch).await
+            }
+        };
+        let mut failed = None;
+        for (at, answer) in part.iter().zip(answers) {
+            let answer = answer.map_err(|e| self.with_effect(*at, e));
+            if let Err(e) = &answer
+                && e.is_retryable()
+            {
+                self.open.push(*at);
+                failed.get_or_insert(e.kind());
+            }
+            self.answers[*at] = Some(answer);
+        }
+        failed
+    }
+
+    /// The time is over. The first ones failed just now; why, is also why the others were not tried.
+    fn give_up(&mut self, failed: usize, last: &Error) {
+        for (number, at) in self.open.iter().enumerate() {
+            let error = match self.error(*at) {
+                Some(own) if number < failed => self.lane.gave_up(own.duplicate(), self.clock.now().since(self.span.began)),
+                _ => self.with_effect(*at, last.duplicate().without_effect()),
+            };
+            self.answers[*at] = Some(Err(error));
+        }
+    }
+
+    fn error(&self, at: usize) -> Option<&Error> {
+        self.answers[at].as_ref().and_then(|answer| answer.as_ref().err())
+    }
+
+    /// What an earlier try may have sent stays unknown.
+    fn with_effect(&self, at: usize, error: Error) -> Error {
+        match self.error(at).map(Error::effect) {
+            Some(Effect::Unknown) => error.effect_unknown(),
+            _ => error,
+        }
+    }
+}
