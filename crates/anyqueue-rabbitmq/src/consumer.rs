@@ -57,14 +57,16 @@ impl RabbitConsumer {
                 if let Some(fault) = state.fault.take() {
                     return Err(fault);
                 }
-                if wait.is_zero() && !state.looked {
+                // What waits here for a note is there.
+                let seen = state.looked && state.to_note.is_none();
+                if wait.is_zero() && !seen {
                     // Whoever does not wait takes nothing for the end of the queue, and is told when it stays unknown.
-                    if state.hesitated >= Some(waiting.question) || now >= end {
+                    if !state.looked && state.hesitated >= Some(waiting.question) || now >= end {
                         return Err(hesitates());
                     }
                 }
                 // Whoever has waited does not wait for a server that hesitates.
-                state.looked || state.hesitated.is_some() && !wait.is_zero()
+                seen || state.hesitated.is_some() && !wait.is_zero()
             };
             if now >= until && (looked || now >= end) {
                 return Ok(taken);

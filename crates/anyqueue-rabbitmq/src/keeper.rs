@@ -47,6 +47,7 @@ enum Step {
     Grow(usize),
     Renew,
     Verify,
+    Note,
     Look,
     Wait(Moment),
 }
@@ -100,6 +101,7 @@ impl Keeper {
                 Step::Grow(window) => self.grow(window).await,
                 Step::Renew => self.renew().await,
                 Step::Verify => self.verify().await,
+                Step::Note => self.note().await,
                 Step::Look => self.look().await,
                 Step::Wait(until) => self.wait(until).await,
             };
@@ -133,6 +135,7 @@ impl Keeper {
         let old = state.bands.iter().filter_map(|band| band.fetched.front()).map(|fetched| fetched.at + STALE).min();
         match state.consuming {
             _ if !state.is_quiet() && (!wanted || state.paused || old.is_some_and(|old| old <= now)) => return Step::Stop,
+            Some(_) if state.to_note.is_some() => return Step::Note,
             Some((_, current)) if window > current && state.waiting > 0 => return Step::Grow(window),
             Some(_) if self.is_strangely_silent(&state, now) => return Step::Renew,
             // Before what may be without success for long.

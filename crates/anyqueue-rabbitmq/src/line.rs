@@ -104,6 +104,8 @@ pub(crate) struct State {
     pub(crate) purging: usize,
     /// How many tasks went that way.
     pub(crate) purged: u64,
+    /// This one is on probation and waits here until it is noted that a worker gets it.
+    pub(crate) to_note: Option<u64>,
     /// A queue was deleted. What the server tells of a queue that is made anew, on the channel that consumed the old one, is
     /// not to be relied on.
     pub(crate) renew: bool,
@@ -162,8 +164,21 @@ impl Line {
             if state.bands[..at].iter().any(|band| band.precedes(window, self.prefetch)) {
                 break;
             }
+            let first = state.bands[at].fetched.front().map(|fetched| &fetched.message);
+            let probation = first.is_some_and(|message| message.probation);
+            // One on probation has no others beside it: what a worker dies of is one of those that it has.
+            if probation && !taken.is_empty() {
+                break;
+            }
+            if let Some(tag) = first.filter(|message| message.waits_for_note()).map(|message| message.tag) {
+                state.to_note = Some(tag);
+                break;
+            }
             if let Some(fetched) = state.bands[at].fetched.pop_front() {
                 taken.push(self.lease(&mut state, epoch, at, fetched, now));
+            }
+            if probation {
+                break;
             }
         }
         taken
@@ -289,6 +304,13 @@ impl State {
         band.fetched.insert(place, Fetched { message, at, run });
     }
 
+    /// The task that waits for a note.
+    pub(crate) fn waits_for_note(&mut self) -> Option<&mut Message> {
+        let tag = self.to_note?;
+        let mut lying = self.bands.iter_mut().flat_map(|band| &mut band.fetched).map(|fetched| &mut fetched.message);
+        lying.find(|message| message.tag == tag)
+    }
+
     /// Ends a lease that is over. It may have been touched or settled meanwhile.
     pub(crate) fn end_lease(&mut self, tag: u64, now: Moment) -> bool {
         let over = self.leases.get(&tag).filter(|lease| lease.deadline <= now).map(|lease| (lease.band, lease.run));
@@ -327,6 +349,7 @@ impl State {
     /// Takes out everything that was fetched and not handed out.
     pub(crate) fn take_fetched(&mut self) -> Vec<u64> {
         let mut all = Vec::new();
+        self.to_note = None;
         for band in 0..self.bands.len() {
             let fetched = std::mem::take(&mut self.bands[band].fetched);
             for one in fetched {
@@ -341,7 +364,7 @@ impl State {
     pub(crate) fn lose_session(&mut self) {
         self.session = None;
         self.epoch = 0;
-        (self.consuming, self.returning, self.renew) = (None, false, false);
+        (self.consuming, self.returning, self.renew, self.to_note) = (None, false, false, None);
         self.look_again();
         self.leases.clear();
         self.unsettled = Open::default();

@@ -58,8 +58,8 @@ pub(crate) struct Message {
     pub(crate) due: Option<u64>,
     /// A further death of a worker counts.
     pub(crate) probation: bool,
-    /// It is noted that it came here.
-    pub(crate) noted: bool,
+    /// Whether it is noted that a worker here gets it; nothing before that was tried.
+    pub(crate) noted: Option<bool>,
     pub(crate) key: ShortString,
 }
 
@@ -84,9 +84,14 @@ impl Message {
             age: sent.map(|sent| now_since.saturating_sub(sent)),
             due: number(DUE),
             probation: flag(PROBATION),
-            noted: false,
+            noted: None,
             key: delivery.routing_key,
         }
+    }
+
+    /// Whether no worker gets it before that is noted.
+    pub(crate) fn waits_for_note(&self) -> bool {
+        self.probation && self.name.is_some() && self.noted.is_none()
     }
 
     pub(crate) fn facts(&self) -> NativeFacts {

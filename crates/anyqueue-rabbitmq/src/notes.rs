@@ -5,7 +5,7 @@
 //!
 //! What was on its way to a worker that ended consuming at that moment comes back too, and nobody learns its name. For most
 //! tasks that costs a run alone. For those that are on such a run it would count as a death, so whoever fetches one of them
-//! writes that down before the worker sees it: nobody died of what nobody had.
+//! writes that down before a worker gets it: nobody died of what nobody had.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -56,6 +56,8 @@ pub(crate) enum Word {
     Unharmed,
     Came,
     Left,
+    /// Nothing: whether notes can be written.
+    Seen,
 }
 
 impl Word {
@@ -64,18 +66,20 @@ impl Word {
             Self::Unharmed => name.to_owned(),
             Self::Came => format!("+{name}"),
             Self::Left => format!("-{name}"),
+            Self::Seen => format!("={name}"),
         }
     }
 
     /// Of a task that was fetched and is given back.
     pub(crate) fn back(message: &Message) -> Self {
-        if message.noted { Self::Left } else { Self::Unharmed }
+        if message.noted == Some(true) { Self::Left } else { Self::Unharmed }
     }
 
     fn read(line: &str) -> (Self, &str) {
         match line.split_at_checked(1) {
             Some(("+", name)) => (Self::Came, name),
             Some(("-", name)) => (Self::Left, name),
+            Some(("=", name)) => (Self::Seen, name),
             _ => (Self::Unharmed, line),
         }
     }
@@ -87,6 +91,7 @@ impl Count {
             Word::Unharmed => self.unharmed += 1,
             Word::Came => self.came += 1,
             Word::Left => (self.unharmed, self.left) = (self.unharmed + 1, self.left + 1),
+            Word::Seen => {}
         }
     }
 
@@ -182,40 +187,44 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether it was written down in time.
+    pub(crate) async fn note_in_time(&self, layout: &Layout, notes: &[(Word, Arc<str>)]) -> bool {
+        let written = match tokio::time::timeout(PATIENCE, self.note(layout, notes)).await {
+            Ok(Ok(())) => return true,
+            Ok(Err(e)) => chain(&e),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        tracing::debug!(queue = layout.queue.as_str(), error = written, "a note could not be written");
+        false
+    }
+
     /// Takes unharmed returns off what the server counted.
     pub(crate) async fn forgive(self: &Arc<Self>, layout: &Arc<Layout>, messages: &mut [Message]) {
-        let counted = |message: &Message| message.returns > 0 && !message.harmed_only;
+        let unharmed = |message: &Message| if message.harmed_only { 0 } else { self.notes.of(message).unharmed };
         // A classic queue does not say how often: one return that was noted may hide another.
         let hides = |message: &Message| message.probation && !message.exact;
-        let suspect = |message: &Message| message.returns > self.notes.of(message).unharmed || hides(message);
-        let mut reach = None;
-        if messages.iter().any(|message| counted(message) && suspect(message)) {
+        let counted = |message: &Message| message.returns > 0 && (message.probation || !message.harmed_only);
+        let suspect = |message: &&Message| counted(message) && (message.returns > unharmed(message) || hides(message));
+        let (mut reach, mut noted) = (None, false);
+        let (mut suspects, mut alone) = (0, Vec::new());
+        for message in messages.iter().filter(suspect) {
+            suspects += 1;
+            alone.extend(message.name.clone().filter(|_| message.probation).map(|name| (Word::Seen, name)));
+        }
+        if suspects > 0 {
             reach = tokio::time::timeout(PATIENCE, self.look_at_notes(layout)).await.unwrap_or_default();
             if reach.is_none() {
                 tracing::debug!(queue = layout.queue.as_str(), "no notes in time; tasks that came back count as crashed");
             }
         }
-        let counts: Vec<Count> = messages.iter().map(|message| self.notes.of(message)).collect();
-        self.note_arrivals(layout, messages).await;
-        for (message, count) in messages.iter_mut().zip(counts).filter(|(message, _)| counted(message)) {
+        if !alone.is_empty() {
             // While no notes can be written, that there is none says nothing.
-            let whole = message.noted && message.age.is_some_and(|age| reach > Some(age + MARGIN));
+            noted = reach.is_some() && self.note_in_time(layout, &alone[..1]).await;
+        }
+        for message in messages.iter_mut().filter(|message| counted(message)) {
+            let count = Count { unharmed: unharmed(message), ..self.notes.of(message) };
+            let whole = noted && message.name.is_some() && message.age.is_some_and(|age| reach > Some(age + MARGIN));
             settle(message, count, whole);
-        }
-    }
-
-    /// Writes down which tasks on probation came here, before a worker sees them.
-    async fn note_arrivals(&self, layout: &Layout, messages: &mut [Message]) {
-        let alone = |message: &Message| message.probation && !message.harmed_only && message.name.is_some();
-        let alone: Vec<&mut Message> = messages.iter_mut().filter(|message| alone(message)).collect();
-        if alone.is_empty() {
-            return;
-        }
-        let came: Vec<_> = alone.iter().filter_map(|message| Some((Word::Came, message.name.clone()?))).collect();
-        match tokio::time::timeout(PATIENCE, self.note(layout, &came)).await {
-            Ok(Ok(())) => alone.into_iter().for_each(|message| message.noted = true),
-            Ok(Err(e)) => tracing::debug!(queue = layout.queue.as_str(), error = chain(&e), "a note could not be written"),
-            Err(_) => tracing::debug!(queue = layout.queue.as_str(), "a note could not be written in time"),
         }
     }
 
@@ -313,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_note_says_the_same_when_it_is_read() {
-        for word in [Word::Unharmed, Word::Came, Word::Left] {
+        for word in [Word::Unharmed, Word::Came, Word::Left, Word::Seen] {
             assert_eq!(Word::read(&word.write("01a2-7b.c0ffee")), (word, "01a2-7b.c0ffee"));
         }
     }

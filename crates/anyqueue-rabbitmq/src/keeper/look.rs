@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::{Keeper, LOOK, LOOK_PAUSED};
 use crate::line::Session;
+use crate::notes::Word;
 
 /// How long it is looked for what a band says it has.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -192,6 +193,23 @@ impl Keeper {
     async fn counted(&self, band: usize, give_up: Instant) -> Option<u32> {
         let asked = self.shared.how_many(&self.layout.bands[band]);
         tokio::time::timeout_at(give_up, asked).await.ok()?.ok()?
+    }
+
+    /// Writes down which task on probation a worker gets, before it does. One that cannot be noted does not wait for that.
+    pub(super) async fn note(&mut self) -> Result<()> {
+        let name = self.line.state().waits_for_note().and_then(|message| message.name.clone());
+        let noted = match name {
+            Some(name) => self.shared.note_in_time(&self.layout, &[(Word::Came, name)]).await,
+            None => false,
+        };
+        let mut state = self.line.state();
+        if let Some(message) = state.waits_for_note() {
+            message.noted = Some(noted);
+        }
+        state.to_note = None;
+        drop(state);
+        self.line.bell.notify_one();
+        Ok(())
     }
 
     /// What cannot be learnt now stays as it was: no task is given up for that.

@@ -6,6 +6,7 @@ use anyqueue_core::Envelope;
 use anyqueue_core::time::MIN_TTR;
 use lapin::options::{BasicNackOptions, ConfirmSelectOptions};
 
+use super::operator::{reader, ready};
 use super::*;
 
 /// All that a queue has is taken by a client that gives it back at once: so it looks when a worker ends consuming and the
@@ -79,6 +80,34 @@ async fn nobody_died_of_a_task_on_probation_that_nobody_had() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_several_tasks_on_probation_a_worker_has_one_and_only_of_that_it_can_have_died() {
+    let node = node().await;
+    let (broker, queue) = (connect(&node, "").await, name("one"));
+    broker.declare(&queue).await.unwrap();
+    let sent = broker.send(&queue, &on_probation(Sample::many(5))).await;
+    assert!(sent.iter().all(Result::is_ok));
+    let mut consumer = consumer(&*broker, &queue).await;
+    for left in (0..5).rev() {
+        let got = consumer.reserve(NonZeroUsize::new(5).unwrap(), SOON).await.unwrap();
+        assert_eq!(got.len(), 1, "the others come when this one is done: {got:?}");
+        let notes = ready(&other(&node).await.1, &format!("{queue};unharmed")).await;
+        assert_eq!(notes, 5 - left, "one note for each that a worker had");
+        settle(&*consumer, &got[0], Settlement::Done).await;
+    }
+    assert_eq!(consumer.reserve(NonZeroUsize::MIN, Duration::ZERO).await.unwrap().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_wait_gets_a_task_on_probation_too() {
+    let node = node().await;
+    let (broker, queue) = (connect(&node, "").await, name("asked"));
+    broker.declare(&queue).await.unwrap();
+    broker.send(&queue, &on_probation(Sample::many(1))).await.remove(0).unwrap();
+    let got = consumer(&*broker, &queue).await.reserve(NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
+    assert_eq!(got.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_had_a_task_on_probation_and_said_nothing_more_died_of_it() {
     let node = node().await;
     let _quiet = STARTS.lock().await;
@@ -132,7 +161,7 @@ async fn notes_that_cannot_be_read_keep_no_task_waiting() {
     let (_connection, channel) = other(&node).await;
     let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
     channel.basic_nack(got.delivery.delivery_tag, BasicNackOptions { multiple: false, requeue: true }).await.unwrap();
-    let _somebody = operator::reader(&node, &format!("{queue};unharmed")).await;
+    let _somebody = reader(&node, &format!("{queue};unharmed")).await;
     let mut consumer = consumer(&*broker, &queue).await;
     let began = Instant::now();
     let delivery = next(&mut *consumer).await;

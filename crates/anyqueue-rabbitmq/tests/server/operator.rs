@@ -26,7 +26,7 @@ fn leave_soon(reader: (Connection, Channel, u64), queue: &str) -> tokio::task::J
     })
 }
 
-async fn ready(channel: &Channel, queue: &str) -> u32 {
+pub(super) async fn ready(channel: &Channel, queue: &str) -> u32 {
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     channel.queue_declare(queue.into(), passive, FieldTable::default()).await.unwrap().message_count()
 }
