@@ -67,6 +67,22 @@ impl Sqs {
         Ok(removed)
     }
 
+    /// Deletes what consumers of this process received and have not handed out.
+    async fn empty_inboxes(&self, lines: &Lines) -> Result<u64> {
+        let mut removed = 0;
+        for inbox in self.hub.inboxes(&lines.queue) {
+            // What is being sorted lies there afterwards.
+            drop(inbox.sorting.write().await);
+            for (band, ready) in inbox.take(usize::MAX, self.hub.clock.now()) {
+                for answer in self.hub.delete_whole(&lines.bands[band], &[&ready.arrived]).await {
+                    answer?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
     async fn page(&self, lines: Arc<Lines>, after: Option<String>, limit: usize) -> Result<Page> {
         self.undisturbed(lines, move |hub, lines| async move { hub.page(&lines, after.as_deref(), limit).await }).await
     }
@@ -84,6 +100,7 @@ impl Sqs {
             return Err(Error::new(ErrorKind::Unsupported, text));
         } else {
             if has(State::Ready) {
+                removed += self.empty_inboxes(lines).await?;
                 for url in &lines.bands {
                     removed += self.drain(url, self.sums(std::slice::from_ref(url)).await?.visible).await?;
                 }

@@ -35,6 +35,7 @@ impl SqsConsumer {
         hub.set_ttr(queue, options.ttr);
         hub.tend(&lines);
         let inbox = Arc::new(Inbox::new(lines.bands.len()));
+        hub.add_inbox(queue, &inbox);
         let feed = Feed { hub: hub.clone(), lines: lines.clone(), inbox: inbox.clone(), bands, ttr: options.ttr };
         let feed = hub.runtime.spawn(Arc::new(feed).run());
         Ok(Self { hub, lines, inbox, prefetch: options.prefetch.max(1), feed: Some(feed) })

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use anyqueue_core::{Clock, Create, Error, ErrorKind, Moment, QueueName, Result, time::unix_millis};
@@ -14,6 +14,7 @@ use crate::claim;
 use crate::config::Config;
 use crate::error;
 use crate::folder::Folder;
+use crate::inbox::Inbox;
 use crate::lease::Leases;
 use crate::lines::Lines;
 use crate::marker::Markers;
@@ -50,6 +51,8 @@ pub(crate) struct Hub {
     /// Queues whose held tasks are renewed, and whether they were looked at yet.
     tended: Mutex<HashMap<QueueName, bool>>,
     leases: Mutex<Leases>,
+    /// What lies at this process's consumers.
+    inboxes: Mutex<Vec<(QueueName, Weak<Inbox>)>>,
     /// The moment of the last hold, in microseconds since 1970: those of one process never share one.
     held_at: AtomicU64,
     /// How often we received a message without giving it to a worker.
@@ -73,9 +76,21 @@ impl Hub {
             ttrs: Mutex::default(),
             tended: Mutex::default(),
             leases: Mutex::new(Leases::new()),
+            inboxes: Mutex::default(),
             held_at: AtomicU64::new(0),
             looks: Mutex::default(),
         }))
+    }
+
+    pub(crate) fn add_inbox(&self, queue: &QueueName, inbox: &Arc<Inbox>) {
+        let mut inboxes = self.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        inboxes.retain(|(_, inbox)| inbox.strong_count() > 0);
+        inboxes.push((queue.clone(), Arc::downgrade(inbox)));
+    }
+
+    pub(crate) fn inboxes(&self, queue: &QueueName) -> Vec<Arc<Inbox>> {
+        let inboxes = self.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        inboxes.iter().filter(|(of, _)| of == queue).filter_map(|(_, inbox)| inbox.upgrade()).collect()
     }
 
     pub(crate) fn check(&self) -> Result<()> {

@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyqueue_core::{ConnectOptions, ConsumeOptions, Create, ErrorKind, Settlement, Support, chain};
+use anyqueue_core::{ConnectOptions, ConsumeOptions, Create, ErrorKind, Settlement, State, Support, chain};
 use anyqueue_testkit::{Sample, SystemClock};
 use aws_sdk_sqs::types::QueueAttributeName;
 use futures::future::join_all;
@@ -64,6 +64,24 @@ async fn a_fifo_queue_delays_retries() {
     let again = one(&mut *consumer).await;
     assert!(millis() - before >= 2000, "after {} ms", millis() - before);
     assert_eq!((incoming(&again).wire.failed, again.native.redeliveries.value()), (1, Some(0)));
+}
+
+/// A purge also takes what a consumer of the same process received for somebody who asks no more.
+#[tokio::test]
+async fn a_purge_takes_what_was_received_and_not_handed_out() {
+    let (place, queue) = (Place::new().await, queue("purged"));
+    let broker = anyqueue_sqs::DRIVER.open(place.options()).await.unwrap();
+    broker.declare(&queue).await.unwrap();
+    let mut consumer = consumer(&*broker, &queue).await;
+    let reserving = consumer.reserve(NonZeroUsize::MIN, Duration::from_secs(20));
+    assert!(tokio::time::timeout(QUIET, reserving).await.is_err(), "there was nothing, and it was given up");
+    send(&*broker, &queue, &[Sample::new(1).envelope()]).await.unwrap();
+    let began = Instant::now();
+    while broker.admin().stats(&queue).await.unwrap().reserved.value() != Some(1) {
+        assert!(began.elapsed() < SOON, "the request that still waited takes it");
+    }
+    assert_eq!(broker.admin().purge(&queue, &[State::Ready]).await.unwrap(), 1);
+    assert!(reserve(&mut *consumer, 1, QUIET).await.is_empty(), "a purged task was delivered");
 }
 
 /// A band that is missing is an error of its own where nothing may be created, and other queues are not touched by it.
