@@ -41,8 +41,8 @@ impl Journal {
 async fn main() -> Result<ExitCode, AnyError> {
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
     let journal = OpenOptions::new().create(true).append(true).open(std::env::var("TEST_JOURNAL")?)?;
-    let handler =
-        Queue::new(std::env::var("TEST_QUEUE")?, Journal(journal)).worker("note", note).worker("die", die).worker("wait", wait);
+    let handler = Queue::new(std::env::var("TEST_QUEUE")?, Journal(journal)).worker("note", note).worker("die", die);
+    let handler = handler.worker("wait", wait).worker("block", block);
     let finished = Runner::from_settings(Settings::load()?).queue(handler).run().await?;
     println!("{finished}");
     Ok(ExitCode::from(finished.exit_code()))
@@ -52,6 +52,12 @@ async fn main() -> Result<ExitCode, AnyError> {
 async fn note(journal: Arc<Journal>, task: Task<Data>) -> io::Result<Outcome> {
     journal.note("done", &task)?;
     Ok(if task.data.hold { Outcome::hold("as its data asks") } else { Outcome::done() })
+}
+
+/// Keeps a thread of the runtime for longer than the task's TTR, as no handler should and some do.
+async fn block(journal: Arc<Journal>, task: Task<Data>) -> io::Result<()> {
+    std::thread::sleep(Duration::from_secs(6));
+    journal.note("done", &task)
 }
 
 /// Takes the whole process with it.
