@@ -206,20 +206,17 @@ impl Shared {
         let counted = |message: &Message| message.returns > 0 && (message.probation || !message.harmed_only);
         let suspect = |message: &&Message| counted(message) && (message.returns > unharmed(message) || hides(message));
         let (mut reach, mut noted) = (None, false);
-        let (mut suspects, mut alone) = (0, Vec::new());
-        for message in messages.iter().filter(suspect) {
-            suspects += 1;
-            alone.extend(message.name.clone().filter(|_| message.probation).map(|name| (Word::Seen, name)));
-        }
-        if suspects > 0 {
+        let named = |message: &Message| message.name.clone().filter(|_| message.probation);
+        let alone = messages.iter().filter(suspect).find_map(named);
+        if messages.iter().any(|message| suspect(&message)) {
             reach = tokio::time::timeout(PATIENCE, self.look_at_notes(layout)).await.unwrap_or_default();
             if reach.is_none() {
                 tracing::debug!(queue = layout.queue.as_str(), "no notes in time; tasks that came back count as crashed");
             }
         }
-        if !alone.is_empty() {
+        if let Some(name) = alone.filter(|_| reach.is_some()) {
             // While no notes can be written, that there is none says nothing.
-            noted = reach.is_some() && self.note_in_time(layout, &alone[..1]).await;
+            noted = self.note_in_time(layout, &[(Word::Seen, name)]).await;
         }
         for message in messages.iter_mut().filter(|message| counted(message)) {
             let count = Count { unharmed: unharmed(message), ..self.notes.of(message) };

@@ -22,8 +22,13 @@ async fn bounce(node: &Node, queue: &QueueName, count: usize) {
     connection.close(200, "bye".into()).await.unwrap();
 }
 
-fn on_probation(tasks: Vec<Envelope>) -> Vec<Envelope> {
-    tasks.into_iter().map(|task| Envelope { probation: true, ..task }).collect()
+/// A queue with these tasks, all on probation.
+async fn on_probation(node: &Node, label: &str, tasks: Vec<Envelope>) -> (Arc<dyn Broker>, QueueName) {
+    let (broker, queue) = (connect(node, "").await, name(label));
+    broker.declare(&queue).await.unwrap();
+    let tasks: Vec<_> = tasks.into_iter().map(|task| Envelope { probation: true, ..task }).collect();
+    assert!(broker.send(&queue, &tasks).await.iter().all(Result::is_ok));
+    (broker, queue)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,10 +62,7 @@ async fn what_was_fetched_and_not_begun_keeps_its_place_and_counts_as_no_death()
 async fn nobody_died_of_a_task_on_probation_that_nobody_had() {
     let node = node().await;
     let _quiet = STARTS.lock().await;
-    let (broker, queue) = (connect(&node, "").await, name("alone"));
-    broker.declare(&queue).await.unwrap();
-    let sent = broker.send(&queue, &on_probation(Sample::many(40))).await;
-    assert!(sent.iter().all(Result::is_ok));
+    let (broker, queue) = on_probation(&node, "alone", Sample::many(40)).await;
     bounce(&node, &queue, 40).await;
     let mut first = consumer(&*broker, &queue).await;
     let got = first.reserve(NonZeroUsize::new(30).unwrap(), SOON).await.unwrap();
@@ -82,10 +84,7 @@ async fn nobody_died_of_a_task_on_probation_that_nobody_had() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_several_tasks_on_probation_a_worker_has_one_and_only_of_that_it_can_have_died() {
     let node = node().await;
-    let (broker, queue) = (connect(&node, "").await, name("one"));
-    broker.declare(&queue).await.unwrap();
-    let sent = broker.send(&queue, &on_probation(Sample::many(5))).await;
-    assert!(sent.iter().all(Result::is_ok));
+    let (broker, queue) = on_probation(&node, "one", Sample::many(5)).await;
     let mut consumer = consumer(&*broker, &queue).await;
     for left in (0..5).rev() {
         let got = consumer.reserve(NonZeroUsize::new(5).unwrap(), SOON).await.unwrap();
@@ -100,9 +99,7 @@ async fn of_several_tasks_on_probation_a_worker_has_one_and_only_of_that_it_can_
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_wait_gets_a_task_on_probation_too() {
     let node = node().await;
-    let (broker, queue) = (connect(&node, "").await, name("asked"));
-    broker.declare(&queue).await.unwrap();
-    broker.send(&queue, &on_probation(Sample::many(1))).await.remove(0).unwrap();
+    let (broker, queue) = on_probation(&node, "asked", Sample::many(1)).await;
     let got = consumer(&*broker, &queue).await.reserve(NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
     assert_eq!(got.len(), 1);
 }
@@ -111,10 +108,7 @@ async fn who_does_not_wait_gets_a_task_on_probation_too() {
 async fn who_had_a_task_on_probation_and_said_nothing_more_died_of_it() {
     let node = node().await;
     let _quiet = STARTS.lock().await;
-    let (broker, queue) = (connect(&node, "").await, name("died"));
-    broker.declare(&queue).await.unwrap();
-    let task = on_probation(vec![Sample::new(1).ttr(MIN_TTR).envelope()]);
-    broker.send(&queue, &task).await.remove(0).unwrap();
+    let (broker, queue) = on_probation(&node, "died", vec![Sample::new(1).ttr(MIN_TTR).envelope()]).await;
     bounce(&node, &queue, 1).await;
     let delivery = next(&mut *consumer(&*broker, &queue).await).await;
     assert_eq!(delivery.native.redeliveries.value(), Some(0));
@@ -128,10 +122,7 @@ async fn who_had_a_task_on_probation_and_said_nothing_more_died_of_it() {
 async fn where_notes_were_thrown_out_a_task_that_came_back_may_have_crashed() {
     let node = node().await;
     let _quiet = STARTS.lock().await;
-    let (broker, queue) = (connect(&node, "").await, name("crowded"));
-    broker.declare(&queue).await.unwrap();
-    let task = on_probation(vec![Sample::new(1).ttr(MIN_TTR).envelope()]);
-    broker.send(&queue, &task).await.remove(0).unwrap();
+    let (broker, queue) = on_probation(&node, "crowded", vec![Sample::new(1).ttr(MIN_TTR).envelope()]).await;
     next(&mut *consumer(&*broker, &queue).await).await;
     // More notes than the server keeps push out the one that says so. They are not older than the task.
     let (connection, channel) = other(&node).await;
@@ -158,9 +149,7 @@ async fn notes_that_cannot_be_read_keep_no_task_waiting() {
     let (broker, queue) = (connect(&node, "").await, name("noted"));
     broker.declare(&queue).await.unwrap();
     broker.send(&queue, &[Sample::new(1).envelope()]).await.remove(0).unwrap();
-    let (_connection, channel) = other(&node).await;
-    let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap().unwrap();
-    channel.basic_nack(got.delivery.delivery_tag, BasicNackOptions { multiple: false, requeue: true }).await.unwrap();
+    bounce(&node, &queue, 1).await;
     let _somebody = reader(&node, &format!("{queue};unharmed")).await;
     let mut consumer = consumer(&*broker, &queue).await;
     let began = Instant::now();
