@@ -135,3 +135,13 @@ async fn tasks_for_which_there_is_room_are_not_given_up_with_those_for_which_the
     }
     assert_eq!(taken(&scripted), (15..100).collect::<Vec<_>>());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_the_broker_refuses_for_now_keeps_no_others_waiting() {
+    let (scripted, sender) = tens("one of them").await;
+    scripted.judge(|task| (task.priority == 0).then(|| Error::new(ErrorKind::Throttled, "slow down")));
+    let answers = sender.send_all(tasks(30)).await;
+    assert!(answers[0].as_ref().is_err_and(|e| e.to_string().contains("gave up after 5s")), "{:?}", answers[0]);
+    assert!(answers[1..].iter().all(Result::is_ok), "{answers:?}");
+    assert_eq!(taken(&scripted), (1..30).collect::<Vec<_>>());
+}

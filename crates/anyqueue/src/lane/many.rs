@@ -40,9 +40,14 @@ impl<'a> Many<'a> {
             if self.open.len() < before {
                 wait = FIRST_WAIT;
             }
+            // It failed alone, and perhaps only it does: the next try is another one's.
+            let by_itself = failed == 1 && self.open.len() == before && is_of_one(error);
             if let Err(e) = self.lane.pause(error.duplicate(), self.clock, self.span, &mut wait).await {
                 self.give_up(failed, &e);
                 break;
+            }
+            if by_itself {
+                self.open.rotate_left(1);
             }
         }
         self.answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(super::no_answer()))).collect()
@@ -75,7 +80,9 @@ impl<'a> Many<'a> {
     async fn request(&mut self, part: &[usize]) -> Option<ErrorKind> {
         let answers = match part {
             // All of a kind: nothing is copied as long as nothing fails.
-            [first, .., last] if last - first + 1 == part.len() => self.lane.sent(self.broker, &self.tasks[*first..=*last]).await,
+            [first, .., last] if part.is_sorted_by(|a, b| a + 1 == *b) => {
+                self.lane.sent(self.broker, &self.tasks[*first..=*last]).await
+            }
             _ => {
                 let batch: Vec<Envelope> = part.iter().map(|at| self.tasks[*at].clone()).collect();
                 self.lane.sent(self.broker, &batch).await
@@ -117,4 +124,9 @@ impl<'a> Many<'a> {
             _ => error,
         }
     }
+}
+
+/// Whether a broker that says this of one task may take another one.
+fn is_of_one(error: &Error) -> bool {
+    error.effect() == Effect::None && matches!(error.kind(), ErrorKind::Full | ErrorKind::Throttled)
 }
