@@ -172,6 +172,12 @@ impl Broker for Beanstalkd {
             let text = format!("beanstalkd {} at {address} takes tasks of up to {} bytes", facts.version, facts.max_body);
             add(Severity::Note, text);
         }
+        for queue in self.hub.config.queues.keys() {
+            // What does not answer was told above.
+            let drift = self.hub.drift(queue).await.unwrap_or_default().into_iter();
+            findings
+                .extend(drift.map(|drift| Finding { severity: Severity::Warning, text: format!("queue `{queue}`: {drift}") }));
+        }
         Ok(findings)
     }
 

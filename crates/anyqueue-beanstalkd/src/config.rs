@@ -56,7 +56,8 @@ pub(crate) struct Config {
     /// How long a connection may be silent while an answer is due.
     pub(crate) patience: Duration,
     bands: Vec<u32>,
-    queues: BTreeMap<QueueName, Vec<u32>>,
+    /// The bands of the queues that the settings name.
+    pub(crate) queues: BTreeMap<QueueName, Vec<u32>>,
 }
 
 impl Config {

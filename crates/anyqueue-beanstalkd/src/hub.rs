@@ -71,6 +71,8 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Hub {
     pub(crate) fn new(config: Config, clock: Arc<dyn Clock>) -> Arc<Self> {
+        // Many short-lived processes must not all begin with the same server.
+        let turn = AtomicUsize::new(fastrand::usize(..config.hosts.len().max(1)));
         Arc::new_cyclic(|hub| Self {
             servers: config
                 .hosts
@@ -87,7 +89,7 @@ impl Hub {
             feeds: Mutex::default(),
             queues: Mutex::default(),
             closed: AtomicBool::new(false),
-            turn: AtomicUsize::new(0),
+            turn,
         })
     }
 

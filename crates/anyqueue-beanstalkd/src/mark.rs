@@ -16,11 +16,35 @@ use crate::link::Link;
 use crate::request::Request;
 use crate::server::Server;
 use crate::tubes::{Tube, Tubes};
-use crate::wire::{Command, Reply};
+use crate::walk::Count;
+use crate::wire::{Command, Reply, Yaml};
 
 /// What a mark begins with. The ends of the queue's bands follow, if it has any.
 const DECLARED: &str = "declared";
 const BANDS: &str = " bands ";
+
+/// What one server has of a queue.
+struct There {
+    exists: bool,
+    /// Where its bands end by its mark, if it has one.
+    ends: Option<Vec<u32>>,
+    /// Tubes of bands that it has no more, and how many tasks are left in each.
+    strays: Vec<(Tube, u64)>,
+}
+
+impl There {
+    /// What is otherwise than the settings say.
+    fn drift(&self, tubes: &Tubes) -> Vec<Drift> {
+        let (wanted, found) = (tubes.ends(), self.ends.iter().filter(|found| **found != tubes.ends()));
+        let bands = found.map(|found| Drift { what: "bands".into(), wanted: listed(&wanted), found: listed(found) });
+        let left = self.strays.iter().map(|(tube, count)| Drift {
+            what: format!("tasks in tube `{tube}`"),
+            wanted: "0".into(),
+            found: format!("{count}, which only workers with the `bands` of their sender take"),
+        });
+        bands.chain(left).collect()
+    }
+}
 
 /// A server that answers, and the connection to ask it on.
 pub(crate) type Live<'a> = (&'a Arc<Server>, Arc<Link>);
@@ -56,23 +80,11 @@ impl Hub {
         let (tubes, live) = (self.tubes(queue), self.live().await?);
         let (mut known, mut drift, mut unmarked) = (false, Vec::new(), Vec::new());
         for (_, link) in &live {
-            let mut request = Request::default();
-            request.push_to(&tubes.mark, &Command::PeekReady);
-            for tube in tubes.all() {
-                request.push(&Command::StatsTube(tube));
-            }
-            let replies = self.call(link, request).await?;
-            known |= replies.iter().any(|reply| matches!(reply, Reply::Found(..) | Reply::Ok(_)));
-            let Some(Reply::Found(_, mark)) = replies.first() else {
+            let there = self.there(link, &tubes).await?;
+            known |= there.exists;
+            drift.extend(there.drift(&tubes));
+            if there.ends.is_none_or(|ends| ends != tubes.ends() && there.strays.is_empty()) {
                 unmarked.push(link);
-                continue;
-            };
-            let found = bands(mark);
-            if found != tubes.ends() {
-                drift.push(Drift { what: "bands".into(), wanted: listed(&tubes.ends()), found: listed(&found) });
-                if self.is_drained(link, &tubes, found).await? {
-                    unmarked.push(link);
-                }
             }
         }
         match create {
@@ -102,12 +114,36 @@ impl Hub {
         Ok(Declared { created: !known, drift })
     }
 
-    /// Whether no task is left in a tube that the queue had when its bands ended there, and has no more.
-    async fn is_drained(&self, link: &Link, tubes: &Tubes, mut ends: Vec<u32>) -> Result<bool> {
-        ends.push(u32::MAX);
-        let earlier = Tubes::new(&tubes.queue, &ends);
-        let left = earlier.open().filter(|tube| !tubes.open().any(|own| own == *tube));
-        Ok(self.count(link, left).await?.into_iter().all(|count| count.all() == 0))
+    /// What the servers that answer have of a queue otherwise than the settings say. Nothing is made.
+    pub(crate) async fn drift(&self, queue: &QueueName) -> Result<Vec<Drift>> {
+        let (tubes, mut drift) = (self.tubes(queue), Vec::new());
+        for (_, link) in self.live().await? {
+            drift.extend(self.there(&link, &tubes).await?.drift(&tubes));
+        }
+        drift.dedup();
+        Ok(drift)
+    }
+
+    /// Looks at what one server has of a queue.
+    async fn there(&self, link: &Link, tubes: &Tubes) -> Result<There> {
+        let mut request = Request::default();
+        request.push_to(&tubes.mark, &Command::PeekReady);
+        request.push(&Command::ListTubes);
+        let replies = self.call(link, request).await?;
+        let ends = match replies.first() {
+            Some(Reply::Found(_, mark)) => Some(bands(mark)),
+            _ => None,
+        };
+        let names = match replies.get(1) {
+            Some(Reply::Ok(names)) => Yaml::new(names),
+            Some(other) => return Err(error::unexpected(other, "list-tubes")),
+            None => return Err(error::closed()),
+        };
+        let strays = tubes.strays(names.items());
+        let counts = self.count(link, strays.iter()).await?.into_iter().map(Count::all);
+        let strays: Vec<_> = strays.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect();
+        let own = |name| tubes.all().any(|own| own.as_bytes() == name);
+        Ok(There { exists: ends.is_some() || !strays.is_empty() || names.items().any(own), ends, strays })
     }
 
     /// Puts a mark in a tube, and removes the earlier ones.

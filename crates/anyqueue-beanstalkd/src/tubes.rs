@@ -70,6 +70,17 @@ impl Tubes {
         self.bands.iter().map(|(_, tube)| tube)
     }
 
+    /// The tubes among these that are bands of this queue by other settings.
+    pub(crate) fn strays<'a>(&self, names: impl Iterator<Item = &'a [u8]>) -> Vec<Tube> {
+        let band = format!("{};p", self.held.trim_end_matches(";held"));
+        let is_band = |name: &&str| {
+            let range = name.strip_prefix(&band).and_then(|range| range.split_once('-'));
+            range.is_some_and(|(first, last)| first.parse::<u32>().is_ok() && last.parse::<u32>().is_ok())
+        };
+        let names = names.filter_map(|name| str::from_utf8(name).ok()).filter(is_band);
+        names.filter(|name| self.open().all(|own| **own != **name)).map(Tube::from).collect()
+    }
+
     /// The tubes that tasks are in.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Tube> {
         self.open().chain([&self.held])
@@ -117,6 +128,27 @@ mod tests {
         assert_eq!([plain.of(0), plain.of(1024), plain.of(u32::MAX)].map(|tube| &**tube), ["images"; 3]);
         assert_eq!([&*plain.held, &*plain.mark, &*plain.pause], ["images;held", "images;queue", "images;pause"]);
         assert_eq!(&**tubes("-images", &[u32::MAX]).of(0), "$-images");
+    }
+
+    #[test]
+    fn bands_of_other_settings_are_known_by_their_names() {
+        let there = [
+            "default",
+            "q",
+            "q;held",
+            "q;queue",
+            "q;pause",
+            "q;p0-512",
+            "q;p0-100",
+            "q;p101-x",
+            "r;p0-7",
+            "$-q;p0-9",
+            "q;p0-7;held",
+        ];
+        let strays = |name, ends: &[u32]| tubes(name, ends).strays(there.iter().map(|name| name.as_bytes()));
+        assert_eq!(strays("q", &[512, u32::MAX]), ["q;p0-100".into()]);
+        assert_eq!(strays("q", &[u32::MAX]), ["q;p0-512".into(), "q;p0-100".into()]);
+        assert_eq!(strays("-q", &[u32::MAX]), ["$-q;p0-9".into()]);
     }
 
     #[test]

@@ -4,9 +4,11 @@
 
 mod support;
 
-use anyqueue_core::{Broker, Defaults, Effect, ErrorKind, Incoming, QueueName, State, TaskId, Which};
-use anyqueue_testkit::Server;
+use std::sync::Arc;
+
+use anyqueue_core::{Broker, ConnectOptions, Defaults, Effect, ErrorKind, Incoming, Options, QueueName, State, TaskId, Which};
 use anyqueue_testkit::servers::beanstalkd;
+use anyqueue_testkit::{Server, SystemClock};
 use support::*;
 
 fn bury(client: &mut Plain, tube: &str, body: &str) -> u64 {
@@ -153,13 +155,14 @@ async fn bands_that_were_changed_are_reported_until_the_tubes_of_the_earlier_one
     before.send(&queue, &[urgent]).await.remove(0).unwrap();
     let after = connect(&url("?bands=100,2048")).await.unwrap();
     for _ in 0..2 {
-        let drift = after.declare(&queue).await.unwrap().drift;
-        assert_eq!(drift.len(), 1);
+        let [bands, left] = &after.declare(&queue).await.unwrap().drift[..] else { panic!("bands, and what is left") };
         assert_eq!(
-            (drift[0].what.as_str(), drift[0].wanted.as_str(), drift[0].found.as_str()),
+            (bands.what.as_str(), bands.wanted.as_str(), bands.found.as_str()),
             ("bands", "[100, 2048]", "[512]"),
             "a task is still where only the earlier bands look for it"
         );
+        assert_eq!((left.what.as_str(), left.wanted.as_str()), ("tasks in tube `q;p0-512`", "0"));
+        assert!(left.found.starts_with("1,"), "{left}");
     }
     let mut consumer = consume(&*before, &queue).await;
     let got = reserve(&mut *consumer, SOON).await;
@@ -168,6 +171,34 @@ async fn bands_that_were_changed_are_reported_until_the_tubes_of_the_earlier_one
     assert!(after.declare(&queue).await.unwrap().drift.is_empty());
     let none = connect(&url("")).await.unwrap().declare(&queue).await.unwrap().drift;
     assert_eq!((none[0].wanted.as_str(), none[0].found.as_str()), ("none", "[100, 2048]"));
+}
+
+#[tokio::test]
+async fn tasks_in_bands_that_nobody_noted_are_reported_too() {
+    let server = beanstalkd::start(&[]).await.unwrap();
+    let url = |bands: &str| format!("beanstalkd://{}{bands}", server.address());
+    let mut urgent = task(1);
+    urgent.priority = 7;
+    // Sending alone leaves no mark.
+    connect(&url("?bands=512")).await.unwrap().send(&queue("q"), &[urgent, task(2)]).await.remove(0).unwrap();
+    let mut options = ConnectOptions::new(&url(""), Arc::new(SystemClock)).unwrap();
+    options.queues.insert(queue("q"), Options::default());
+    let after = anyqueue_beanstalkd::DRIVER.open(options).await.unwrap();
+    let warnings = || async {
+        let found = after.diagnose().await.unwrap().into_iter();
+        found.filter(|finding| finding.text.starts_with("queue `q`")).map(|finding| finding.text).collect::<Vec<_>>()
+    };
+    let [warning] = &warnings().await[..] else { panic!("one warning") };
+    assert!(warning.contains("tasks in tube `q;p0-512`: wanted 0, found 1"), "{warning}");
+    for _ in 0..2 {
+        let [left] = &after.declare(&queue("q")).await.unwrap().drift[..] else { panic!("one drift") };
+        assert_eq!(left.what, "tasks in tube `q;p0-512`");
+    }
+    let before = connect(&url("?bands=512")).await.unwrap();
+    let mut consumer = consume(&*before, &queue("q")).await;
+    let got = reserve(&mut *consumer, SOON).await;
+    done(&*consumer.settler(), &got).await;
+    assert!(warnings().await.is_empty());
 }
 
 /// A server with one held task, which gives the answer to its put later.

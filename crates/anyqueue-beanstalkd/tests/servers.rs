@@ -122,6 +122,20 @@ async fn one_dead_server_of_two_does_not_keep_us_from_connecting_but_two_do() {
 }
 
 #[tokio::test]
+async fn processes_that_send_one_task_each_do_not_all_begin_with_the_same_server() {
+    let (a, b, url) = two().await;
+    for number in 0..40 {
+        let sender = connect(&url).await.unwrap();
+        sender.send(&queue("q"), &[task(number)]).await.remove(0).unwrap();
+        sender.close().await.unwrap();
+    }
+    for server in [&a, &b] {
+        let figures = connect_to(server.address()).await.admin().stats(&queue("q")).await.unwrap();
+        assert!((1..40).contains(&figures.ready.value().unwrap()), "{}: {figures:?}", server.address());
+    }
+}
+
+#[tokio::test]
 async fn held_tasks_of_all_servers_are_listed_and_kicked() {
     let (_a, _b, url) = two().await;
     let (broker, queue) = (connect(&url).await.unwrap(), queue("q"));

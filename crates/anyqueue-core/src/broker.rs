@@ -4,7 +4,7 @@
 //! call. There are no default methods: what is missing must not compile.
 
 use std::any::Any;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +53,13 @@ pub struct Drift {
     pub wanted: String,
     /// What is there.
     pub found: String,
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, wanted, found } = self;
+        write!(f, "{what}: wanted {wanted}, found {found}")
+    }
 }
 
 /// A connected broker.

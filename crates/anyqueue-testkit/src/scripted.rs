@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyqueue_core::{
-    Accepted, Admin, Broker, BrokerInfo, Bytes, Capabilities, Clock, ConsumeOptions, Consumer, Declared, Delivery, Envelope,
-    Error, ErrorKind, Finding, Moment, NativeFacts, Peeked, QueueName, Receipt, Result, Settlement, Settler, Touch, async_trait,
+    Accepted, Admin, Broker, BrokerInfo, Bytes, Capabilities, Clock, ConsumeOptions, Consumer, Declared, Delivery, Drift,
+    Envelope, Error, ErrorKind, Finding, Moment, NativeFacts, Peeked, QueueName, Receipt, Result, Settlement, Settler, Touch,
+    async_trait,
 };
 use tokio::sync::Notify;
 
@@ -55,12 +56,17 @@ pub enum Record {
 }
 
 /// A broker for unit tests of what stands above brokers. Clones are the same broker.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Scripted {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
+impl fmt::Debug for Scripted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scripted")
+    }
+}
+
 struct Shared {
     clock: Arc<dyn Clock>,
     state: Mutex<Script>,
@@ -70,17 +76,8 @@ struct Shared {
 /// What becomes of a task that is sent; `None`: it is taken.
 type Verdict = dyn Fn(&Envelope) -> Option<Error> + Send + Sync;
 
-struct Judge(Box<Verdict>);
-
-impl fmt::Debug for Judge {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Judge")
-    }
-}
-
-#[derive(Debug)]
 struct Script {
-    judge: Option<Arc<Judge>>,
+    judge: Option<Arc<Verdict>>,
     capabilities: Arc<Capabilities>,
     feed: VecDeque<Delivery>,
     failures: Vec<(Verb, Error)>,
@@ -88,6 +85,7 @@ struct Script {
     receipts: u64,
     latency: Duration,
     peeked: Vec<Peeked>,
+    drift: Vec<Drift>,
 }
 
 impl Scripted {
@@ -102,6 +100,7 @@ impl Scripted {
             records: Vec::new(),
             receipts: 0,
             latency: Duration::ZERO,
+            drift: Vec::new(),
             peeked: Vec::new(),
         };
         Self { shared: Arc::new(Shared { clock, state: Mutex::new(script), changed: Notify::new() }) }
@@ -114,6 +113,11 @@ impl Scripted {
     /// Sets what it says it can do.
     pub fn set_capabilities(&self, capabilities: Capabilities) {
         self.script().capabilities = Arc::new(capabilities);
+    }
+
+    /// Sets what `declare` finds otherwise than wanted.
+    pub fn set_drift(&self, drift: &[Drift]) {
+        self.script().drift = drift.to_vec();
     }
 
     /// Sets how long each call takes.
@@ -152,7 +156,7 @@ impl Scripted {
 
     /// Judges each task that is sent from now on: one for which this gives an error fails, and it alone.
     pub fn judge(&self, judge: impl Fn(&Envelope) -> Option<Error> + Send + Sync + 'static) {
-        self.script().judge = Some(Arc::new(Judge(Box::new(judge))));
+        self.script().judge = Some(Arc::new(judge));
     }
 
     /// Forgets the failures that have not happened yet.
@@ -220,10 +224,8 @@ impl Scripted {
 
     fn failure(&self, verb: Verb) -> Result<()> {
         let mut script = self.script();
-        match script.failures.iter().position(|(failing, _)| *failing == verb) {
-            Some(at) => Err(script.failures.remove(at).1),
-            None => Ok(()),
-        }
+        let at = script.failures.iter().position(|(failing, _)| *failing == verb);
+        at.map_or(Ok(()), |at| Err(script.failures.remove(at).1))
     }
 
     async fn admin_verb(&self, verb: &'static str, queue: &QueueName) -> Result<()> {
@@ -260,7 +262,7 @@ impl Broker for Scripted {
     }
 
     async fn declare(&self, _: &QueueName) -> Result<Declared> {
-        self.begin(Verb::Declare).await.map(|()| Declared::default())
+        self.begin(Verb::Declare).await.map(|()| Declared { created: false, drift: self.script().drift.clone() })
     }
 
     async fn send(&self, queue: &QueueName, batch: &[Envelope]) -> Vec<Result<Accepted>> {
@@ -269,7 +271,7 @@ impl Broker for Scripted {
         }
         let judge = self.script().judge.clone();
         let one = |task: &Envelope| {
-            if let Some(error) = judge.as_ref().and_then(|judge| (judge.0)(task)) {
+            if let Some(error) = judge.as_ref().and_then(|judge| judge(task)) {
                 return Err(error);
             }
             self.record(Record::Sent(queue.clone(), task.clone()));

@@ -104,7 +104,7 @@ pub use outcome::{IntoOutcome, Outcome, Permanent};
 pub use policy::{Backoff, Lease, Policy, TimeLimit};
 pub use queue::{Queue, QueueOf};
 pub use queues::{Queues, QueuesBuilder, Sender, Sent};
-pub use runner::{Finished, Progress, QueueHealth, Runner, RunnerHandle, Verdict, Watch, Why};
+pub use runner::{Finished, PreparedRunner, Progress, QueueHealth, Runner, RunnerHandle, Verdict, Watch, Why};
 pub use settings::Settings;
 pub use task::{NewTask, Task};
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyqueue::testing::{all_sent, drain, queues};
 use anyqueue::{NewTask, Outcome, Queue, QueueName, Queues, Runner, Settings, Task, TestClock};
-use anyqueue_core::{Bytes, Capabilities, ConsumeOptions, Error, Figure, NativeFacts, Settlement, Support, Wire};
+use anyqueue_core::{Bytes, Capabilities, ConsumeOptions, Drift, Error, Figure, NativeFacts, Settlement, Support, Wire};
 use anyqueue_testkit::{Faults, Faulty, Record, Scripted, Verb};
 use staged::{BROKERS, staged};
 
@@ -54,13 +54,21 @@ async fn a_broker_that_is_down_stops_no_other_and_is_taken_back() {
     assert!(down.error.as_deref().unwrap().contains("connection refused") && down.last_answer.is_none(), "{down:?}");
     assert_eq!(health.iter().find(|queue| queue.queue == "other").unwrap().failures, 0);
 
+    let early = Runner::new(queues.clone()).queue(counting("q", &q_runs)).queue(counting("other", &other_runs));
+    let (asked, early) = (early.handle(), tokio::spawn(early.run()));
+    as_long_as(|| asked.health().iter().all(|queue| queue.failures == 0)).await;
+    asked.stop();
+    let finished = early.await.unwrap().unwrap();
+    assert_eq!((&finished.out_of_reach[..], finished.exit_code()), (&["q".to_owned()][..], 0));
+    assert!(finished.to_string().ends_with("out of reach in the end: q"), "{finished}");
+
     let back = Scripted::new(Arc::new(TestClock::start()));
     back.feed(&q(), &queues.prepare("q", NewTask::new("w", &1)).unwrap());
     BROKERS.lock().unwrap().insert("down".into(), Arc::new(back.clone()));
     as_long_as(|| q_runs.load(Ordering::SeqCst) == 0).await;
     assert_eq!(handle.health().iter().map(|queue| queue.failures).sum::<u32>(), 0);
     handle.stop();
-    run.await.unwrap().unwrap();
+    assert!(run.await.unwrap().unwrap().out_of_reach.is_empty());
     assert_eq!(back.settled().len(), 1);
 }
 
@@ -79,6 +87,21 @@ async fn what_the_broker_cannot_do_is_refused_at_the_start_all_at_once() {
             "{error}"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_broker_has_otherwise_is_told_at_the_start_and_keeps_nothing_from_running() {
+    let scripted = Scripted::new(Arc::new(TestClock::start()));
+    let drift = Drift { what: "bands".into(), wanted: "none".into(), found: "[512]".into() };
+    scripted.set_drift(std::slice::from_ref(&drift));
+    let queues = staged("other", Some(Arc::new(scripted.clone())), TestClock::start()).await;
+    scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &1)).unwrap());
+    let runner = || Runner::new(queues.clone()).queue(counting("q", &Arc::default())).drain();
+    let prepared = runner().prepare().await.unwrap();
+    assert_eq!(prepared.drift(), [(q(), drift)]);
+    assert_eq!(prepared.run().await.unwrap().progress.done, 1);
+    scripted.fail_next(Verb::Declare, Error::unavailable("reset"));
+    assert!(runner().prepare().await.unwrap().drift().is_empty(), "what cannot be compared now is worked all the same");
 }
 
 #[tokio::test(start_paused = true)]

@@ -138,10 +138,8 @@ pub(crate) async fn init(context: &mut Context<'_>, names: &[String]) -> Result<
             }
             Ok(declared) => {
                 context.out.remark(format!("queue `{name}` {}", if declared.created { "was created" } else { "is there" }));
-                for drift in declared.drift {
-                    let (what, wanted, found) = (drift.what, drift.wanted, drift.found);
-                    context.complain(&format!("queue `{name}`: {what} is {found} on the broker and {wanted} in the settings"));
-                }
+                context.out.flush();
+                declared.drift.iter().for_each(|drift| tracing::warn!(queue = name.as_str(), "{drift}"));
             }
             Err(e) => {
                 failed += 1;

@@ -149,19 +149,23 @@ async fn obey(line: CommandLine, context: &mut Context<'_>) -> Result<u8> {
     }
 }
 
-/// Sends, then watches.
+/// Sends, then watches. Nothing is sent before it is clear that all of it can be done.
 async fn work(work: args::Work, context: &mut Context<'_>) -> Result<u8> {
     let plan = send::plan(&work, context)?;
     let queues = context.connect().await?;
+    let watching = match &work.watch {
+        Some(names) => Some(watch::prepare(context, &queues, names, &work).await?),
+        None => None,
+    };
     let mut code = failure::OK;
     if let Some(plan) = plan {
         code = send::run(context, &queues, plan).await?;
     } else if work.jsonl {
         code = bulk::run(context, &queues, &work).await?;
     }
-    if let Some(names) = &work.watch {
+    if let Some(watching) = watching {
         context.out.flush();
-        code = code.max(watch::run(context, &queues, names, &work).await?);
+        code = code.max(watch::run(context, &queues, watching).await?);
     }
     queues.close().await?;
     Ok(code)

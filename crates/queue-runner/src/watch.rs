@@ -3,14 +3,24 @@
 use std::time::Duration;
 
 use anyqueue::core::{Paused, QueueName};
-use anyqueue::{Queues, Runner, RunnerHandle, Watch, Why, test_queue};
+use anyqueue::{PreparedRunner, Queues, Runner, RunnerHandle, Watch, Why, test_queue};
 use serde_json::json;
 
 use crate::args::Work;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 
-pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, names: &str, work: &Work) -> Result<u8> {
+/// A runner that may begin, and what is shown of it.
+pub(crate) struct Watching {
+    runner: PreparedRunner,
+    handle: RunnerHandle,
+    watch: Watch,
+    /// The queues with workers in Rust.
+    here: Vec<String>,
+}
+
+/// Looks at what is to be watched, and refuses what cannot be.
+pub(crate) async fn prepare(context: &mut Context<'_>, queues: &Queues, names: &str, work: &Work) -> Result<Watching> {
     let mut runner = Runner::new(queues.clone()).signals(true);
     let mut handlers = std::mem::take(&mut context.handlers);
     if has_test_worker(queues) && handlers.iter().all(|handler| handler.name() != "default") {
@@ -19,12 +29,6 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, names: &str,
     let here: Vec<String> = handlers.iter().map(|handler| handler.name().to_owned()).collect();
     runner = handlers.into_iter().fold(runner, Runner::queue);
     let watch = chosen(names)?;
-    if watch == Watch::All {
-        let idle = without_worker(queues, &here);
-        if !idle.is_empty() {
-            tracing::info!("no worker here: {}", idle.join(", "));
-        }
-    }
     runner = runner.watch(watch.clone());
     if work.drain {
         runner = runner.drain();
@@ -32,7 +36,20 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, names: &str,
     if let Some(range) = &work.priorities {
         runner = runner.priorities(range.clone());
     }
-    let showing = tokio::spawn(show(context.screen.progress(None), runner.handle()));
+    let handle = runner.handle();
+    Ok(Watching { runner: runner.prepare().await?, handle, watch, here })
+}
+
+/// Works until told to stop.
+pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, watching: Watching) -> Result<u8> {
+    let Watching { runner, handle, watch, here } = watching;
+    if watch == Watch::All {
+        let idle = without_worker(queues, &here);
+        if !idle.is_empty() {
+            tracing::info!("no worker here: {}", idle.join(", "));
+        }
+    }
+    let showing = tokio::spawn(show(context.screen.progress(None), handle));
     let finished = runner.run().await;
     showing.abort();
     let finished = finished?;
@@ -42,6 +59,7 @@ pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, names: &str,
             "finished": finished.why.to_string(), "exit_code": finished.exit_code(), "started": p.started, "done": p.done,
             "discarded": p.discarded, "retried": p.retried, "snoozed": p.snoozed, "held": p.held, "released": p.released,
             "late": p.late, "cut_short": finished.cut_short, "unstored": finished.unstored, "unworked": finished.unworked,
+            "out_of_reach": finished.out_of_reach,
         }));
     } else {
         context.out.remark(&finished);

@@ -31,6 +31,19 @@ fn queues_without_a_worker_are_named_and_refused_when_asked_for() {
 }
 
 #[test]
+fn nothing_is_sent_before_a_watch_that_is_refused() {
+    let place = Place::with("[queues.default]\n[queues.far]\nworkers = [\"x\"]\n");
+    for (watch, code, why) in [
+        (&["--watch", "defualt"][..], 1, "did you mean `default`?"),
+        (&["--watch", "far"], 1, "queue `far` has no worker"),
+        (&["--watch", ""], 2, "empty queue name"),
+    ] {
+        place.run(&[&["--send", "default:test:x", "--drain"], watch].concat()).ends_with(code).complains(why);
+    }
+    assert_eq!(place.stat("default", "ready"), 0);
+}
+
+#[test]
 fn another_process_sends_and_a_signal_stops_cleanly() {
     let place = Place::with("[queues.a.workers.t]\nexec = [\"./work.sh\"]\n");
     place.script("work.sh", "cat >> seen.txt\n");

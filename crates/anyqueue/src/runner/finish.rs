@@ -58,6 +58,8 @@ pub struct Finished {
     /// Queues that could not be worked, or at some time no more, since their brokers cannot do what the settings ask for or
     /// were upgraded to what this version does not know.
     pub unworked: u64,
+    /// Queues whose brokers did not answer in the end.
+    pub out_of_reach: Vec<String>,
 }
 
 impl Finished {
@@ -90,6 +92,9 @@ impl fmt::Display for Finished {
         }
         if self.unworked > 0 {
             write!(f, ", {} of the queues could not be worked", self.unworked)?;
+        }
+        if !self.out_of_reach.is_empty() {
+            write!(f, "; out of reach in the end: {}", self.out_of_reach.join(", "))?;
         }
         Ok(())
     }
@@ -147,7 +152,10 @@ pub(crate) async fn wait_and_stop(
         return Err(error);
     }
     let unworked = shared.watched.iter().filter(|queue| is_unworked(queue)).count() as u64;
-    Ok(Finished { why: handle.why().unwrap_or(Why::Asked), progress: handle.progress(), cut_short, unstored, unworked })
+    let out_of_reach = shared.watched.iter().filter(|queue| queue.health().is_out_of_reach());
+    let out_of_reach = out_of_reach.map(|queue| queue.name().to_string()).collect();
+    let why = handle.why().unwrap_or(Why::Asked);
+    Ok(Finished { why, progress: handle.progress(), cut_short, unstored, unworked, out_of_reach })
 }
 
 /// Waits for a reason to stop. An error: no queue can be worked at all.
@@ -187,14 +195,14 @@ async fn wait(shared: &Arc<Shared>, handle: &RunnerHandle) -> Option<Error> {
 
 /// What ended the work on a queue, unless the program itself closed its broker.
 fn is_unworked(queue: &Watched) -> bool {
-    let fatal = queue.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).fatal;
+    let fatal = queue.health().fatal;
     fatal.is_some_and(|kind| kind != ErrorKind::Closed)
 }
 
 fn all_fatal(shared: &Shared) -> Option<Error> {
     let mut errors = Vec::new();
     for queue in &shared.watched {
-        let health = queue.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let health = queue.health();
         health.fatal?;
         errors.push(format!("queue `{}`: {}", queue.name(), health.error.as_deref().unwrap_or_default()));
     }

@@ -1,7 +1,7 @@
 //! Looking at and steering a runner from elsewhere.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use tokio::sync::Notify;
 
@@ -145,7 +145,7 @@ impl RunnerHandle {
         let Some(shared) = self.shared() else { return Vec::new() };
         let now = shared.clock.now();
         let of = |watched: &Arc<super::shared::Watched>| {
-            let health = watched.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let health = watched.health().clone();
             QueueHealth {
                 queue: watched.name().to_string(),
                 broker: watched.settings.broker.to_string(),

@@ -27,6 +27,7 @@ pub(crate) use decide::{cancelled, returned, undecodable};
 pub use finish::{Finished, Why};
 pub use handle::{Progress, RunnerHandle};
 pub use health::QueueHealth;
+pub use start::PreparedRunner;
 
 use crate::hooks::Hooks;
 use crate::queue::Queue;
@@ -184,6 +185,17 @@ impl Runner {
     /// Before the first task: an unknown queue, a queue without worker, a broker that cannot do what the settings ask (all
     /// mismatches at once), a start hook that fails. A broker that is down is no error: the others go on.
     pub async fn run(self) -> Result<Finished> {
-        start::run(self).await
+        self.prepare().await?.run().await
+    }
+
+    /// Does what comes before the first task, for programs that have something to do between: connects, looks for the
+    /// queues and their workers, asks the brokers whether they can do what the settings want, and warns of what they have
+    /// otherwise.
+    ///
+    /// # Errors
+    /// An unknown queue, a queue without worker, a broker that cannot do what the settings ask (all mismatches at once). A
+    /// broker that is down is no error: the others go on.
+    pub async fn prepare(self) -> Result<PreparedRunner> {
+        start::prepare(self).await
     }
 }

@@ -116,7 +116,10 @@ async fn reserve(
         deliveries = consumer.reserve(demand, wait) => deliveries?,
         () = broken_off(shared, watched) => return Ok(None),
     };
-    watched.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).answered(&*shared.clock);
+    if let Some(outage) = watched.health().answered(&*shared.clock) {
+        let (queue, broker) = (watched.name().as_str(), &*watched.settings.broker);
+        tracing::info!(queue, broker, ?outage, "the broker answers again");
+    }
     shared.state().unread += deliveries.len();
     if deliveries.is_empty() && shared.drain {
         // What was settled while the reserve was under way rang then, and its ring is gone: look again.
@@ -156,18 +159,23 @@ pub(crate) fn requirements(watched: &Watched, priorities: &PriorityRange, strict
 /// Notes a failure and waits. False if no further try can help.
 async fn failed(shared: &Shared, watched: &Watched, error: &Error) -> bool {
     let text = chain(error);
-    let failures = watched.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).failed(text.clone());
     let (queue, broker) = (watched.name().as_str(), &*watched.settings.broker);
+    let (told, failures) = {
+        let mut health = watched.health();
+        (health.failed(text.clone(), shared.clock.now()), health.failures)
+    };
     if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Config | ErrorKind::TooNew | ErrorKind::Closed) {
         tracing::error!(queue, broker, error = text, "this queue cannot be worked");
-        watched.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).fatal = Some(error.kind());
+        watched.health().fatal = Some(error.kind());
         return false;
     }
     let wait = health::back_off(failures);
-    if failures == 1 {
-        tracing::warn!(queue, broker, error = text, ?wait, "the broker does not answer; will try again, less and less often");
-    } else {
-        tracing::debug!(queue, broker, error = text, ?wait, failures, "still no answer");
+    match told {
+        Some(_) if failures == 1 => {
+            tracing::warn!(queue, broker, error = text, "the broker does not answer; will try again and again")
+        }
+        Some(outage) => tracing::warn!(queue, broker, error = text, ?outage, "the broker still does not answer"),
+        None => tracing::debug!(queue, broker, error = text, ?wait, failures, "still no answer"),
     }
     tokio::select! {
         () = shared.clock.sleep_until(shared.clock.now() + wait) => {}

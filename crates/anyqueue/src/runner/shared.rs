@@ -44,6 +44,10 @@ impl Watched {
         &self.settings.name
     }
 
+    pub(crate) fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn defaults(&self) -> Defaults {
         Defaults { priority: self.settings.priority, ttr: self.settings.ttr }
     }

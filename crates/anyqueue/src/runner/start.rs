@@ -1,10 +1,12 @@
 //! From a builder to running parts.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
-use anyqueue_core::{Error, ErrorKind, PriorityRange, QueueName, Result};
+use anyqueue_core::{Broker, Declared, Drift, Error, ErrorKind, PriorityRange, QueueName, Result, chain};
+use futures::future::join_all;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -33,7 +35,7 @@ impl Drop for Parts {
     }
 }
 
-/// The task that waits for the end; a caller who drops [`run`] takes it and all parts with him.
+/// The task that waits for the end; a caller who drops [`PreparedRunner::run`] takes it and all parts with him.
 struct Stopping(JoinHandle<Result<Finished>>);
 
 impl Drop for Stopping {
@@ -42,44 +44,88 @@ impl Drop for Stopping {
     }
 }
 
-pub(crate) async fn run(runner: Runner) -> Result<Finished> {
+/// A runner whose queues, workers and brokers were looked at, before its first task.
+pub struct PreparedRunner {
+    runner: Runner,
+    queues: Queues,
+    /// Whether the connections are its own, and end with it.
+    own: bool,
+    watched: Vec<Arc<Watched>>,
+    starts: Starts,
+    drift: Vec<(QueueName, Drift)>,
+}
+
+impl fmt::Debug for PreparedRunner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.watched.iter().map(|queue| queue.name().as_str()).collect();
+        f.debug_struct("PreparedRunner").field("queues", &names).finish_non_exhaustive()
+    }
+}
+
+pub(crate) async fn prepare(mut runner: Runner) -> Result<PreparedRunner> {
     let (queues, own) = match runner.source {
         Source::Settings(settings) => (Queues::connect(*settings).await?, true),
         Source::Queues(queues) => (queues, false),
     };
-    let (watched, starts) = watched(&queues, runner.handlers, &runner.watch)?;
-    let ranges = |queue: &Watched| runner.priorities.clone().unwrap_or_else(|| queue.settings.priorities.clone());
-    check(&queues, &watched, ranges).await?;
-    for (name, start) in starts {
-        start().await.map_err(|e| Error::config("the start hook failed").with("queue", name).because(e))?;
+    runner.source = Source::Queues(queues.clone());
+    let (watched, starts) = watched(&queues, std::mem::take(&mut runner.handlers), &runner.watch)?;
+    let drift = check(&queues, &watched, &runner).await?;
+    for (queue, drift) in &drift {
+        tracing::warn!(queue = queue.as_str(), "{drift}");
     }
-    let options = &runner.options;
-    let mut state = State::new(options.slots.max(1), options.prefetch, options.strategy, options.max_tasks);
-    watched.iter().for_each(|queue| state.add_lane(queue.settings.slots, queue.settings.weight, queue.settings.ttr));
-    let shared = Arc::new(Shared::new(state, watched, queues.clock().clone(), runner.hooks, runner.filter, runner.drain));
-    runner.handle.attach(&shared);
-    let io = &queues.0.io;
-    let listen = runner.handle.clone();
-    let signals = if runner.signals { Some(io.run(async move { signals::listen(listen) }).await?) } else { None };
+    Ok(PreparedRunner { runner, queues, own, watched, starts, drift })
+}
 
-    let mut parts = Parts { pumps: Vec::new(), slots: Vec::new(), rest: vec![io.spawn(keeper::run(shared.clone()))] };
-    parts.rest.push(io.spawn(limits::run(shared.clone(), options.clone(), runner.handle.clone())));
-    for queue in &shared.watched {
-        let prefetch = options.slots + options.prefetch;
-        let feed = pump::run(shared.clone(), queue.clone(), ranges(queue), prefetch, queues.settings().strict);
-        parts.pumps.push(io.spawn(feed));
-        parts.rest.push(io.spawn(settle::run(shared.clone(), queue.clone())));
+impl PreparedRunner {
+    /// What queues have otherwise than the settings say, as far as their brokers answered; it was warned of.
+    pub fn drift(&self) -> &[(QueueName, Drift)] {
+        &self.drift
     }
-    parts.slots.extend((0..options.slots.max(1)).map(|slot| tokio::spawn(slots::run(shared.clone(), slot))));
 
-    // On the machinery's thread too: handlers that block all of the user's must not keep the runner from stopping.
-    let mut stopping = Stopping(io.spawn(finish::wait_and_stop(shared.clone(), runner.handle.clone(), parts, options.grace)));
-    let finished = (&mut stopping.0).await.unwrap_or_else(|e| Err(Error::unavailable("the runner ended early").because(e)));
-    drop(signals);
-    if own {
-        queues.close().await?;
+    /// Runs until it is told to stop, a limit is reached, or everything is drained.
+    ///
+    /// # Errors
+    /// A start hook that fails, before the first task; and when no queue can be worked any more.
+    pub async fn run(self) -> Result<Finished> {
+        let Self { runner, queues, own, watched, starts, drift: _ } = self;
+        for (name, start) in starts {
+            start().await.map_err(|e| Error::config("the start hook failed").with("queue", name).because(e))?;
+        }
+        let options = &runner.options;
+        let mut state = State::new(options.slots.max(1), options.prefetch, options.strategy, options.max_tasks);
+        watched.iter().for_each(|queue| state.add_lane(queue.settings.slots, queue.settings.weight, queue.settings.ttr));
+        let hooks = runner.hooks.clone();
+        let shared = Arc::new(Shared::new(state, watched, queues.clock().clone(), hooks, runner.filter.clone(), runner.drain));
+        runner.handle.attach(&shared);
+        let io = &queues.0.io;
+        let listen = runner.handle.clone();
+        let signals = if runner.signals { Some(io.run(async move { signals::listen(listen) }).await?) } else { None };
+
+        let mut parts = Parts { pumps: Vec::new(), slots: Vec::new(), rest: vec![io.spawn(keeper::run(shared.clone()))] };
+        parts.rest.push(io.spawn(limits::run(shared.clone(), options.clone(), runner.handle.clone())));
+        for queue in &shared.watched {
+            let prefetch = options.slots + options.prefetch;
+            let feed = pump::run(shared.clone(), queue.clone(), runner.range(queue), prefetch, queues.settings().strict);
+            parts.pumps.push(io.spawn(feed));
+            parts.rest.push(io.spawn(settle::run(shared.clone(), queue.clone())));
+        }
+        parts.slots.extend((0..options.slots.max(1)).map(|slot| tokio::spawn(slots::run(shared.clone(), slot))));
+
+        // On the machinery's thread too: handlers that block all of the user's must not keep the runner from stopping.
+        let mut stopping = Stopping(io.spawn(finish::wait_and_stop(shared.clone(), runner.handle.clone(), parts, options.grace)));
+        let finished = (&mut stopping.0).await.unwrap_or_else(|e| Err(Error::unavailable("the runner ended early").because(e)));
+        drop(signals);
+        if own {
+            queues.close().await?;
+        }
+        finished
     }
-    finished
+}
+
+impl Runner {
+    fn range(&self, queue: &Watched) -> PriorityRange {
+        self.priorities.clone().unwrap_or_else(|| queue.settings.priorities.clone())
+    }
 }
 
 type Starts = Vec<(String, Start)>;
@@ -150,28 +196,44 @@ fn no_worker(name: &QueueName, works: &[String]) -> Error {
     Error::config(format!("queue `{name}` has no worker in this process; those that have one: {known}"))
 }
 
-/// Asks every broker that answers whether it can do what the settings want.
-async fn check(queues: &Queues, watched: &[Arc<Watched>], ranges: impl Fn(&Watched) -> PriorityRange) -> Result<()> {
+/// Asks every broker that answers whether it can do what the settings want, and what it has otherwise than they say.
+async fn check(queues: &Queues, watched: &[Arc<Watched>], runner: &Runner) -> Result<Vec<(QueueName, Drift)>> {
     let mut problems = Vec::new();
     // Side by side: one that does not answer keeps the others waiting once, not once per queue.
     let slots: BTreeMap<&str, &Arc<BrokerSlot>> = watched.iter().map(|queue| (&*queue.settings.broker, &queue.slot)).collect();
     let connecting = slots.into_iter().map(async |(name, slot)| (name, slot.connected().await));
-    let connected: HashMap<&str, _> = futures::future::join_all(connecting).await.into_iter().collect();
+    let connected: HashMap<&str, _> = join_all(connecting).await.into_iter().collect();
+    let mut answering = Vec::new();
     for queue in watched {
         match &connected[&*queue.settings.broker] {
             Ok(broker) => {
-                let found =
-                    pump::requirements(queue, &ranges(queue), queues.settings().strict).check(&broker.capabilities(queue.name()));
-                problems.extend(
-                    found
-                        .into_iter()
-                        .map(|problem| format!("queue `{}` on broker `{}`: {problem}", queue.name(), queue.settings.broker)),
-                );
+                let wanted = pump::requirements(queue, &runner.range(queue), queues.settings().strict);
+                let found = wanted.check(&broker.capabilities(queue.name()));
+                let (name, broker_name) = (queue.name(), &queue.settings.broker);
+                problems.extend(found.into_iter().map(|problem| format!("queue `{name}` on broker `{broker_name}`: {problem}")));
+                answering.push((queue, broker.clone()));
             }
             // The pump goes on trying.
             Err(e) if e.is_retryable() => {}
             Err(e) => return Err(e.duplicate().with("queue", queue.name())),
         }
     }
-    if problems.is_empty() { Ok(()) } else { Err(Error::new(ErrorKind::Unsupported, problems.join("\n"))) }
+    if !problems.is_empty() {
+        return Err(Error::new(ErrorKind::Unsupported, problems.join("\n")));
+    }
+    let comparing = answering.into_iter().map(|(queue, broker)| {
+        let name = queue.name().clone();
+        queues.0.io.run(async move { Ok(drift(name, &*broker).await) })
+    });
+    Ok(join_all(comparing).await.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// What a queue has otherwise than the settings say: tasks may lie where nobody here looks for them.
+async fn drift(queue: QueueName, broker: &dyn Broker) -> Vec<(QueueName, Drift)> {
+    let declared = broker.declare(&queue).await.unwrap_or_else(|e| {
+        // The pump tells it.
+        tracing::debug!(queue = queue.as_str(), error = chain(&e), "cannot be compared with the settings");
+        Declared::default()
+    });
+    declared.drift.into_iter().map(|drift| (queue.clone(), drift)).collect()
 }
