@@ -67,6 +67,11 @@ async fn a_broker_that_is_down_stops_no_other_and_is_taken_back() {
     BROKERS.lock().unwrap().insert("down".into(), Arc::new(back.clone()));
     as_long_as(|| q_runs.load(Ordering::SeqCst) == 0).await;
     assert_eq!(handle.health().iter().map(|queue| queue.failures).sum::<u32>(), 0);
+    back.fail_next(Verb::Reserve, Error::unavailable("reset"));
+    as_long_as(|| handle.health().iter().all(|queue| queue.failures == 0)).await;
+    let failed = tokio::time::Instant::now();
+    as_long_as(|| handle.health().iter().any(|queue| queue.failures > 0)).await;
+    assert!(failed.elapsed() < Duration::from_secs(1), "an idle queue does not look out of reach until a task comes");
     handle.stop();
     assert!(run.await.unwrap().unwrap().out_of_reach.is_empty());
     assert_eq!(back.settled().len(), 1);

@@ -111,7 +111,9 @@ async fn reserve(
         None => consumer.insert(connect(watched, priorities, prefetch, strict).await?),
     };
     let settled = shared.state().settled;
-    let wait = if shared.drain { Duration::ZERO } else { IDLE };
+    // After a failure the first request is to show whether the broker is back, also where there is nothing to do.
+    let probes = watched.health().failures > 0;
+    let wait = if shared.drain || probes { Duration::ZERO } else { IDLE };
     let deliveries = tokio::select! {
         deliveries = consumer.reserve(demand, wait) => deliveries?,
         () = broken_off(shared, watched) => return Ok(None),
