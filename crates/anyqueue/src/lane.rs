@@ -104,8 +104,13 @@ impl Lane {
     ///
     /// # Cancel safety
     /// A dropped future may or may not have sent the task.
-    pub(crate) async fn send(self: &Arc<Self>, envelope: Envelope, clock: &dyn Clock) -> Result<Accepted> {
-        let (span, mut wait, mut effect) = (self.span(clock), FIRST_WAIT, Effect::None);
+    pub(crate) async fn send(
+        self: &Arc<Self>,
+        envelope: Envelope,
+        clock: &dyn Clock,
+        patience: Option<Duration>,
+    ) -> Result<Accepted> {
+        let (span, mut wait, mut effect) = (self.span(clock, patience), FIRST_WAIT, Effect::None);
         loop {
             let error = match self.once(&envelope).await {
                 Ok(accepted) => {
@@ -121,9 +126,9 @@ impl Lane {
         }
     }
 
-    fn span(&self, clock: &dyn Clock) -> Span {
+    fn span(&self, clock: &dyn Clock, patience: Option<Duration>) -> Span {
         let began = clock.now();
-        Span { began, give_up: began + self.broker.settings.send_timeout }
+        Span { began, give_up: began + patience.unwrap_or(self.broker.settings.send_timeout) }
     }
 
     /// Waits before the next try. The last one is when the time to send is over.
@@ -137,7 +142,7 @@ impl Lane {
             return Err(error);
         }
         if now >= span.give_up {
-            return Err(self.gave_up(error, now.since(span.began)));
+            return Err(self.gave_up(error, now, span));
         }
         self.complain(&error, span.give_up.since(now));
         clock.sleep_until((now + wait.mul_f64(0.5 + fastrand::f64())).min(span.give_up)).await;
@@ -146,8 +151,8 @@ impl Lane {
     }
 
     /// The last request under way may have taken longer than there was time.
-    fn gave_up(&self, error: Error, waited: Duration) -> Error {
-        let waited = anyqueue_core::time::show(in_seconds(waited).max(self.broker.settings.send_timeout));
+    fn gave_up(&self, error: Error, now: Moment, span: Span) -> Error {
+        let waited = anyqueue_core::time::show(in_seconds(now.since(span.began)).max(span.give_up.since(span.began)));
         error.during("send").with("queue", &self.queue).with("gave up after", waited)
     }
 
@@ -171,11 +176,16 @@ impl Lane {
     }
 
     /// Sends many tasks: one answer each, in order.
-    pub(crate) async fn send_all(&self, envelopes: &[Envelope], clock: &dyn Clock) -> Vec<Result<Accepted>> {
+    pub(crate) async fn send_all(
+        &self,
+        envelopes: &[Envelope],
+        clock: &dyn Clock,
+        patience: Option<Duration>,
+    ) -> Vec<Result<Accepted>> {
         if envelopes.is_empty() {
             return Vec::new();
         }
-        let (span, mut wait) = (self.span(clock), FIRST_WAIT);
+        let (span, mut wait) = (self.span(clock, patience), FIRST_WAIT);
         let broker = loop {
             let error = match self.broker.connected().await {
                 Ok(broker) => break broker,

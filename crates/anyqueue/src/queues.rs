@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyqueue_core::{Broker, Clock, Envelope, Error, QueueName, Result, TaskId, time};
 
@@ -124,7 +125,7 @@ impl Queues {
     pub fn queue(&self, name: &str) -> Result<Sender> {
         let settings = self.0.settings.queue(name)?.clone();
         let lane = self.lane(&settings)?;
-        Ok(Sender { queues: self.clone(), settings, lane })
+        Ok(Sender { queues: self.clone(), settings, lane, patience: None })
     }
 
     /// Sends a task to the queue that its routes choose: the route given in code, then the settings' routes by task name, then `default`.
@@ -205,9 +206,17 @@ pub struct Sender {
     queues: Queues,
     settings: QueueSettings,
     lane: Arc<Lane>,
+    patience: Option<Duration>,
 }
 
 impl Sender {
+    /// Tries for so long to send, instead of the broker's `send_timeout`. Zero: once.
+    #[must_use]
+    pub fn patience(mut self, time: Duration) -> Self {
+        self.patience = Some(time);
+        self
+    }
+
     /// The queue's name.
     pub fn name(&self) -> &QueueName {
         &self.settings.name
@@ -228,7 +237,7 @@ impl Sender {
             inline.work(&self.queues, &self.settings, envelope).await.map_err(|e| self.named(e))?;
             return Ok(Sent { id, via: "inline".into() });
         }
-        self.lane.send(envelope, &*self.queues.0.clock).await.map_err(|e| self.named(e))?;
+        self.lane.send(envelope, &*self.queues.0.clock, self.patience).await.map_err(|e| self.named(e))?;
         Ok(Sent { id, via: self.settings.broker.clone() })
     }
 
@@ -253,7 +262,7 @@ impl Sender {
         }
         let prepared: Vec<_> = tasks.into_iter().map(|task| prepare(&self.settings, task, &*self.queues.0.clock)).collect();
         let good: Vec<Envelope> = prepared.iter().flatten().cloned().collect();
-        let mut answers = self.lane.send_all(&good, &*self.queues.0.clock).await.into_iter();
+        let mut answers = self.lane.send_all(&good, &*self.queues.0.clock, self.patience).await.into_iter();
         let answer = |prepared: Result<Envelope>| {
             let id = prepared?.id;
             answers.next().unwrap_or_else(|| Err(Error::unavailable("no answer").effect_unknown()))?;

@@ -1,11 +1,12 @@
 //! `--jsonl`: one task per line of standard input. A bad line is named by its number and the rest goes on.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use anyqueue::core::{Error, TaskId, chain, priority, time};
 use anyqueue::{NewTask, Queues, Sender, Sent};
+use futures::future::join_all;
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -18,6 +19,9 @@ use crate::send;
 
 /// How many lines are sent together at most.
 const BATCH: usize = 1000;
+
+/// How long a queue's lines are tried after others have waited in vain: an outage is not waited for line by line.
+const HASTE: Duration = Duration::from_secs(1);
 
 /// One line.
 #[derive(Deserialize)]
@@ -86,6 +90,10 @@ struct Targets<'a> {
     work: &'a Work,
     unchecked: bool,
     senders: HashMap<String, Sender>,
+    /// Some lines were tried for all the time that there is.
+    outage: bool,
+    /// The queues that took lines, and since the outage began if there is one.
+    taking: HashSet<String>,
 }
 
 impl Targets<'_> {
@@ -115,21 +123,42 @@ impl Targets<'_> {
         Ok((queue, line.headers.into_iter().fold(task, |task, (name, value)| task.header(name, value))))
     }
 
-    async fn sender(&mut self, queue: &str) -> Result<&Sender, Error> {
-        if !self.senders.contains_key(queue) {
-            let sender = match self.queues.queue(queue) {
-                Ok(sender) => sender,
-                Err(_) if self.unchecked => {
-                    let mut settings = self.queues.settings().clone();
-                    let unknown = settings.queue_or_default(queue)?;
-                    settings.queues.insert(unknown.name.clone(), unknown);
-                    Queues::connect(settings).await?.queue(queue)?
-                }
-                Err(e) => return Err(e),
-            };
-            self.senders.insert(queue.to_owned(), sender);
+    async fn sender(&mut self, queue: &str) -> Result<Sender, Error> {
+        let sender = match self.senders.get(queue) {
+            Some(sender) => sender.clone(),
+            None => {
+                let sender = self.connect(queue).await?;
+                self.senders.insert(queue.to_owned(), sender.clone());
+                sender
+            }
+        };
+        Ok(if self.outage && !self.taking.contains(queue) { sender.patience(HASTE) } else { sender })
+    }
+
+    async fn connect(&self, queue: &str) -> Result<Sender, Error> {
+        match self.queues.queue(queue) {
+            Err(_) if self.unchecked => {
+                let mut settings = self.queues.settings().clone();
+                let unknown = settings.queue_or_default(queue)?;
+                settings.queues.insert(unknown.name.clone(), unknown);
+                Queues::connect(settings).await?.queue(queue)
+            }
+            sender => sender,
         }
-        self.senders.get(queue).ok_or_else(|| Error::invalid(format!("no queue `{queue}`")))
+    }
+
+    /// Notes how a queue's lines fared.
+    fn heard(&mut self, queue: &str, answers: &[Result<Sent, Error>]) {
+        let waited_in_vain = answers.iter().any(|answer| answer.as_ref().is_err_and(Error::is_retryable));
+        if waited_in_vain {
+            self.taking.remove(queue);
+            if !self.outage {
+                self.taking.clear();
+            }
+            self.outage = true;
+        } else if answers.iter().any(Result::is_ok) {
+            self.taking.insert(queue.to_owned());
+        }
     }
 }
 
@@ -144,7 +173,8 @@ fn unnumbered(e: &serde_json::Error) -> String {
 }
 
 pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, work: &Work) -> Result<u8> {
-    let mut targets = Targets { queues, work, unchecked: context.unchecked, senders: HashMap::new() };
+    let mut targets =
+        Targets { queues, work, unchecked: context.unchecked, senders: HashMap::new(), outage: false, taking: HashSet::new() };
     let mut lines = lines();
     let bar = context.screen.progress(None);
     let (mut sent, mut failed) = (0, 0);
@@ -188,12 +218,18 @@ async fn send_batch(targets: &mut Targets<'_>, batch: Vec<Numbered>) -> Vec<(u64
             Err(e) => answers.push((number, Err(e))),
         }
     }
+    let mut sends = Vec::new();
     for (queue, tasks) in by_queue {
         let (numbers, tasks): (Vec<u64>, Vec<NewTask>) = tasks.into_iter().unzip();
         match targets.sender(&queue).await {
-            Ok(sender) => answers.extend(numbers.into_iter().zip(sender.send_all(tasks).await)),
+            Ok(sender) => sends.push(async move { (queue, numbers, sender.send_all(tasks).await) }),
             Err(e) => answers.extend(numbers.into_iter().map(|number| (number, Err(e.duplicate())))),
         }
+    }
+    // Side by side: one that has to wait keeps no other one waiting.
+    for (queue, numbers, sent) in join_all(sends).await {
+        targets.heard(&queue, &sent);
+        answers.extend(numbers.into_iter().zip(sent));
     }
     answers.sort_by_key(|(number, _)| *number);
     answers

@@ -153,6 +153,33 @@ fn a_line_is_sent_before_the_next_one_is_written() {
     finish(child).ends_with(0);
 }
 
+#[cfg(feature = "beanstalkd")]
+#[test]
+fn an_outage_is_waited_for_once_and_not_line_by_line() {
+    // Nobody listens there any more.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let toml = format!(
+        "default_broker = \"near\"\n[brokers.far]\nurl = \"beanstalkd://{nobody}\"\nsend_timeout = \"2s\"\n[brokers.near]\nurl = \"sqlite:queue.db\"\n\
+         [queues.a]\nbroker = \"far\"\nworkers = [\"t\"]\n[queues.b]\nbroker = \"far\"\nworkers = [\"t\"]\n\
+         [queues.c]\nbroker = \"near\"\nworkers = [\"t\"]\n"
+    );
+    let place = Place::with(&toml);
+    let mut child = place.command(&["--jsonl", "--json"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let answers = Lines::of(&mut child);
+    for (queue, waited) in [("c", None), ("a", Some("2s")), ("a", Some("1s")), ("b", Some("1s")), ("c", None)] {
+        writeln!(stdin, "{{\"queue\":\"{queue}\",\"task\":\"t\"}}").unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&answers.next()).unwrap();
+        match (waited, answer["error"].as_str()) {
+            (None, None) => {}
+            (Some(waited), Some(error)) => assert!(error.contains(&format!("gave up after {waited}")), "{queue}: {error}"),
+            _ => panic!("{queue}: {answer}"),
+        }
+    }
+    drop(stdin);
+    finish(child).ends_with(3);
+}
+
 #[test]
 fn a_reader_that_goes_away_stops_the_output_and_not_the_sending() {
     let place = Place::new();

@@ -106,7 +106,7 @@ impl<'a> Many<'a> {
     fn give_up(&mut self, failed: usize, last: &Error) {
         for (number, at) in self.open.iter().enumerate() {
             let error = match self.error(*at) {
-                Some(own) if number < failed => self.lane.gave_up(own.duplicate(), self.clock.now().since(self.span.began)),
+                Some(own) if number < failed => self.lane.gave_up(own.duplicate(), self.clock.now(), self.span),
                 _ => self.with_effect(*at, last.duplicate().without_effect()),
             };
             self.answers[*at] = Some(Err(error));
