@@ -14,7 +14,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 
 use crate::config::{Address, Config, Login};
-use crate::error::connecting;
+use crate::error::connecting_plainly;
 #[cfg(feature = "tls")]
 use crate::tls::Connector;
 
@@ -91,7 +91,8 @@ impl Dial {
     async fn within(&self, to: &Address, connecting: impl Future<Output = Result<Link>>) -> Result<Link> {
         let limit = self.config.liveness.min(self.config.timeout);
         tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
-            let text = format!("{to} cannot be reached: no answer within {}", anyqueue_core::time::show(limit));
+            let tls = if self.config.tls.is_some() { "; does it speak TLS?" } else { "" };
+            let text = format!("{to} cannot be reached: no answer within {}{tls}", anyqueue_core::time::show(limit));
             Err(Error::new(ErrorKind::Unavailable, text))
         })
     }
@@ -116,11 +117,11 @@ impl Dial {
         if let Some(tls) = &self.tls {
             let stream = tls.connect(to, stream).await?;
             let (connection, task) =
-                MultiplexedConnection::new_with_config(&info, stream, config).await.map_err(|e| connecting(e, to))?;
+                MultiplexedConnection::new_with_config(&info, stream, config).await.map_err(|e| crate::error::connecting(e, to))?;
             return Ok(self.opened(connection, tokio::spawn(task).abort_handle()));
         }
         let (connection, task) =
-            MultiplexedConnection::new_with_config(&info, stream, config).await.map_err(|e| connecting(e, to))?;
+            MultiplexedConnection::new_with_config(&info, stream, config).await.map_err(|e| connecting_plainly(e, to))?;
         Ok(self.opened(connection, tokio::spawn(task).abort_handle()))
     }
 

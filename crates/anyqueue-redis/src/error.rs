@@ -80,6 +80,10 @@ fn refused(code: &str, error: RedisError, server: &dyn std::fmt::Display) -> Err
 
 /// The error of a connection that could not be made. A server that does not let us in is no reason to wait.
 pub(crate) fn connecting(error: RedisError, server: &dyn std::fmt::Display) -> Error {
+    if error.kind() == redis::ErrorKind::Parse {
+        let text = format!("what answers at {server} is not Redis; is the port right, and does it speak TLS (`rediss://`)?");
+        return Error::new(ErrorKind::Protocol, text);
+    }
     let denied = error.kind() == redis::ErrorKind::AuthenticationFailed;
     let fault = Fault::Refused(error);
     match (fault.code().map(str::to_owned), fault) {
@@ -88,6 +92,15 @@ pub(crate) fn connecting(error: RedisError, server: &dyn std::fmt::Display) -> E
         (_, Fault::Refused(error)) => Error::unavailable(format!("{server} cannot be reached")).because(error),
         (_, fault) => fault.explain(server),
     }
+}
+
+/// The error of a connection without TLS that could not be made.
+pub(crate) fn connecting_plainly(error: RedisError, server: &dyn std::fmt::Display) -> Error {
+    if error.is_connection_dropped() {
+        let text = format!("{server} cuts the connection as it begins; if it takes TLS alone, write `rediss://`");
+        return Error::unavailable(text).because(error);
+    }
+    connecting(error, server)
 }
 
 /// The error of a handle that was closed.
@@ -107,6 +120,16 @@ mod tests {
     fn from_server(code: &'static str, detail: &str) -> Error {
         let parsed = redis::parse_redis_value(format!("-{code} {detail}\r\n").as_bytes()).unwrap();
         Fault::Refused(parsed.extract_error().unwrap_err()).explain(&"redis://h:1")
+    }
+
+    #[test]
+    fn who_is_no_redis_is_told_at_once_and_who_may_want_tls_is_hinted_at() {
+        let parsed = redis::parse_redis_value(b"UNKNOWN_COMMAND\r\n").unwrap_err();
+        let error = connecting_plainly(parsed, &"h:1");
+        assert!(error.to_string().contains("what answers at h:1 is not Redis") && !error.is_retryable(), "{error}");
+        let cut = || RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+        assert!(connecting_plainly(cut(), &"h:1").to_string().contains("`rediss://`"));
+        assert!(!connecting(cut(), &"h:1").to_string().contains("`rediss://`") && connecting(cut(), &"h:1").is_retryable());
     }
 
     #[test]

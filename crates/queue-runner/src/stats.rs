@@ -110,5 +110,6 @@ fn row(name: &QueueName, stats: &Stats, paused: Paused) -> Vec<String> {
     };
     let [ready, delayed, reserved, held] =
         [stats.ready, stats.delayed, stats.reserved, stats.held].map(|figure| figure.to_string());
-    vec![name.to_string(), ready, delayed, reserved, held, seconds(stats.oldest), paused]
+    let oldest = if stats.ready.value() == Some(0) { "-".to_owned() } else { seconds(stats.oldest) };
+    vec![name.to_string(), ready, delayed, reserved, held, oldest, paused]
 }

@@ -121,7 +121,7 @@ pub(crate) async fn wait_and_stop(
     until(shared, handle, 2, give_up, idle).await;
     let cut_short = shared.state().cancel_running(Reason::Stop) as u64;
     if cut_short > 0 {
-        tracing::warn!(cut_short, "the grace time is over: running handlers are cut short and their tasks given back");
+        tracing::warn!(cut_short, "running handlers are cut short and their tasks given back");
     }
     let flushed = |shared: &Shared| shared.watched.iter().all(|queue| queue.settle.open() == 0);
     // A blocking handler cannot be cut short, but its task is given back by the slot that waits for it.
