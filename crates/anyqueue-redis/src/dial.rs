@@ -116,8 +116,9 @@ impl Dial {
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
             let stream = tls.connect(to, stream).await?;
-            let (connection, task) =
-                MultiplexedConnection::new_with_config(&info, stream, config).await.map_err(|e| crate::error::connecting(e, to))?;
+            let (connection, task) = MultiplexedConnection::new_with_config(&info, stream, config)
+                .await
+                .map_err(|e| crate::error::connecting(e, to))?;
             return Ok(self.opened(connection, tokio::spawn(task).abort_handle()));
         }
         let (connection, task) =

@@ -184,7 +184,7 @@ impl Broker for SqliteBroker {
 
     async fn ping(&self) -> Result<()> {
         self.gate.check()?;
-        let look = |db: &rusqlite::Connection| Ok(db.query_row("SELECT count(*) FROM numbering", [], |_| Ok(()))?);
+        let look = |db: &rusqlite::Connection| Ok(db.query_row(include_str!("sql/is_there.sql"), [], |_| Ok(()))?);
         self.gate.shared.read(look).await.map_err(|e| e.during("ping"))
     }
 

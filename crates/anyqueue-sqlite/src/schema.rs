@@ -86,7 +86,7 @@ fn prepare_writer(path: &Path, config: &Config) -> Result<Connection, Step> {
 fn version(connection: &Connection, path: &Path) -> Result<i32, Step> {
     let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
     let (application, version) = (number("application_id")?, number("user_version")?);
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let tables: i64 = connection.query_row(include_str!("sql/tables.sql"), [], |row| row.get(0))?;
     let file = path.display();
     if application != APPLICATION && (tables > 0 || application != 0) {
         let text = format!("{file} is the database of another program; name another file");

@@ -31,8 +31,8 @@ pub(crate) fn kick_ids(tx: &mut Tx<'_>, name: &QueueName, ids: &[TaskId]) -> Res
 pub(crate) fn delete(tx: &mut Tx<'_>, name: &QueueName, ids: &[TaskId]) -> Result<Vec<Result<()>>, Fault> {
     let queue = tx.queue(name)?.ok_or_else(|| missing(name))?;
     tx.count()?;
-    let mut find = tx.db.prepare_cached("SELECT seq, state, due FROM task WHERE id = ?1 AND queue = ?2")?;
-    let mut delete = tx.db.prepare_cached("DELETE FROM task WHERE seq = ?1")?;
+    let mut find = tx.db.prepare_cached(include_str!("../sql/find_id.sql"))?;
+    let mut delete = tx.db.prepare_cached(include_str!("../sql/delete.sql"))?;
     let mut answers = Vec::with_capacity(ids.len());
     for id in ids {
         let row = find.query_row((&id.as_bytes()[..], queue), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()?;
@@ -66,7 +66,7 @@ pub(crate) fn purge(tx: &mut Tx<'_>, name: &QueueName, state: State, before: i64
 }
 
 fn purge_reserved(tx: &mut Tx<'_>, queue: i64, before: i64, limit: usize) -> Result<usize, Fault> {
-    let mut delete = tx.db.prepare_cached("DELETE FROM task WHERE seq = ?1 AND seq < ?2")?;
+    let mut delete = tx.db.prepare_cached(include_str!("../sql/delete_below.sql"))?;
     let mut purged = 0;
     for (seq, _) in lease::reserved(tx.db, queue)?.into_iter().take(limit) {
         purged += delete.execute((seq, before))?;
@@ -78,7 +78,7 @@ fn purge_reserved(tx: &mut Tx<'_>, queue: i64, before: i64, limit: usize) -> Res
 /// Pauses a queue until a time of day, or ends its pause.
 pub(crate) fn pause(tx: &mut Tx<'_>, name: &QueueName, until: Option<i64>) -> Result<(), Fault> {
     let queue = tx.queue(name)?.ok_or_else(|| missing(name))?;
-    tx.db.prepare_cached("UPDATE queue SET paused_until = ?2 WHERE id = ?1")?.execute((queue, until))?;
+    tx.db.prepare_cached(include_str!("../sql/pause.sql"))?.execute((queue, until))?;
     tx.woke(name);
     Ok(())
 }

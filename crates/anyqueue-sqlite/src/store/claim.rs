@@ -141,5 +141,5 @@ fn delayed_due(db: &Connection, queue: i64) -> rusqlite::Result<Due> {
 }
 
 pub(crate) fn paused_until(db: &Connection, queue: i64) -> rusqlite::Result<Due> {
-    db.prepare_cached("SELECT paused_until FROM queue WHERE id = ?1")?.query_row([queue], |row| row.get(0))
+    db.prepare_cached(include_str!("../sql/paused_until.sql"))?.query_row([queue], |row| row.get(0))
 }

@@ -47,7 +47,7 @@ impl LeaseBook {
 
     /// Removes the rows of empty leases; they are forgotten once that is committed.
     pub(super) fn clear(&mut self, db: &Connection) -> rusqlite::Result<()> {
-        let mut delete = db.prepare_cached("DELETE FROM lease WHERE id = ?1")?;
+        let mut delete = db.prepare_cached(include_str!("../sql/lease_delete.sql"))?;
         for lease in &self.empty {
             delete.execute([lease])?;
         }
@@ -102,7 +102,7 @@ pub(super) fn reap(tx: &mut Tx<'_>, queue: i64) -> Result<bool, Fault> {
 
 /// Looks at each task of a lease. Those that were touched keep it, with the moment when the first of them ends.
 fn walk(tx: &mut Tx<'_>, lease: i64, tasks: Vec<Reservation>) -> rusqlite::Result<()> {
-    let mut look = tx.db.prepare_cached("SELECT due FROM task WHERE seq = ?1 AND state = ?2 AND reserves = ?3")?;
+    let mut look = tx.db.prepare_cached(include_str!("../sql/lease_look.sql"))?;
     let mut expire = tx.db.prepare_cached(include_str!("../sql/expire.sql"))?;
     let mut left = Vec::new();
     let mut next = i64::MAX;
@@ -120,9 +120,9 @@ fn walk(tx: &mut Tx<'_>, lease: i64, tasks: Vec<Reservation>) -> rusqlite::Resul
         }
     }
     if left.is_empty() {
-        tx.db.prepare_cached("DELETE FROM lease WHERE id = ?1")?.execute([lease])?;
+        tx.db.prepare_cached(include_str!("../sql/lease_delete.sql"))?.execute([lease])?;
     } else {
-        let mut keep = tx.db.prepare_cached("UPDATE lease SET due = ?2, tasks = ?3 WHERE id = ?1")?;
+        let mut keep = tx.db.prepare_cached(include_str!("../sql/lease_keep.sql"))?;
         keep.execute((lease, next, pack(&left)))?;
     }
     Ok(())
@@ -135,8 +135,8 @@ fn reserved_until(look: &mut CachedStatement<'_>, (seq, reserves): Reservation) 
 
 /// All reservations of a queue that are still in force: task and when its lease ends, the first to end first.
 pub(super) fn reserved(db: &Connection, queue: i64) -> rusqlite::Result<Vec<(i64, i64)>> {
-    let mut leases = db.prepare_cached("SELECT tasks FROM lease WHERE queue = ?1")?;
-    let mut look = db.prepare_cached("SELECT due FROM task WHERE seq = ?1 AND state = ?2 AND reserves = ?3")?;
+    let mut leases = db.prepare_cached(include_str!("../sql/leases.sql"))?;
+    let mut look = db.prepare_cached(include_str!("../sql/lease_look.sql"))?;
     let mut found = Vec::new();
     let mut rows = leases.query([queue])?;
     while let Some(row) = rows.next()? {
@@ -154,7 +154,7 @@ pub(super) fn reserved(db: &Connection, queue: i64) -> rusqlite::Result<Vec<(i64
 /// The number of a lease is never used again: a book may still be about to clear the row that had it.
 fn insert(tx: &mut Tx<'_>, queue: i64, due: i64, tasks: &[Reservation]) -> rusqlite::Result<i64> {
     let id = tx.seq()?;
-    let mut insert = tx.db.prepare_cached("INSERT INTO lease(id, queue, due, tasks) VALUES (?1, ?2, ?3, ?4)")?;
+    let mut insert = tx.db.prepare_cached(include_str!("../sql/lease_new.sql"))?;
     insert.execute((id, queue, due, pack(tasks)))?;
     Ok(id)
 }

@@ -42,7 +42,7 @@ pub(crate) fn stats(db: &Connection, name: &QueueName, now: i64) -> Result<Stats
 fn oldest(db: &Connection, queue: i64, ready: u64, now: i64) -> rusqlite::Result<Figure> {
     let age = |since: i64| (now - since).max(0) as u64 / 1000;
     if ready <= LOOK_AT_ALL {
-        let sql = "SELECT min(due) FROM task INDEXED BY ready WHERE queue = ?1 AND state = 2";
+        let sql = include_str!("../sql/oldest.sql");
         let since: Option<i64> = db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))?;
         return Ok(Figure::Exact(since.map_or(0, age)));
     }

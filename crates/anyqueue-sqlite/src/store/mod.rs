@@ -121,7 +121,7 @@ impl<'c> Tx<'c> {
     pub(crate) fn finish(mut self) -> rusqlite::Result<Changes> {
         self.write_sent()?;
         if let Some(next) = self.next_seq.filter(|_| self.counts) {
-            self.db.prepare_cached("UPDATE numbering SET next_seq = ?1")?.execute([next])?;
+            self.db.prepare_cached(include_str!("../sql/set_next_seq.sql"))?.execute([next])?;
         }
         self.memory.leases.clear(self.db)?;
         Ok(self.changes)
@@ -147,7 +147,7 @@ impl<'c> Tx<'c> {
         if !create {
             return Err(missing(name).into());
         }
-        let mut insert = self.db.prepare_cached("INSERT INTO queue(name, created_at) VALUES (?1, ?2)")?;
+        let mut insert = self.db.prepare_cached(include_str!("../sql/new_queue.sql"))?;
         let id = insert.insert((name.as_str(), self.now))?;
         self.memory.queues.insert(name.clone(), id);
         Ok((id, true))
@@ -166,7 +166,7 @@ pub(crate) fn next_seq(db: &Connection) -> rusqlite::Result<i64> {
 }
 
 pub(crate) fn find_queue(db: &Connection, name: &QueueName) -> rusqlite::Result<Option<i64>> {
-    db.prepare_cached("SELECT id FROM queue WHERE name = ?1")?.query_row([name.as_str()], |row| row.get(0)).optional()
+    db.prepare_cached(include_str!("../sql/find_queue.sql"))?.query_row([name.as_str()], |row| row.get(0)).optional()
 }
 
 /// The error for a queue that is not in the file.

@@ -99,10 +99,10 @@ fn hold(tx: &mut Tx<'_>, (seq, reserves): (i64, i64), task: &Envelope) -> rusqli
 /// A task whose body could not be read gets its id when it is written anew. All others keep theirs, and the index is
 /// left alone.
 fn adopt(tx: &Tx<'_>, (seq, reserves): (i64, i64), task: &Envelope) -> rusqlite::Result<()> {
-    let mut read = tx.db.prepare_cached("SELECT id = ?3 FROM task WHERE seq = ?1 AND reserves = ?2 AND state = 4")?;
+    let mut read = tx.db.prepare_cached(include_str!("../sql/has_id.sql"))?;
     let same: Option<bool> = read.query_row((seq, reserves, &task.id.as_bytes()[..]), |row| row.get(0)).optional()?;
     if same == Some(false) {
-        let mut set = tx.db.prepare_cached("UPDATE OR IGNORE task SET id = ?2 WHERE seq = ?1")?;
+        let mut set = tx.db.prepare_cached(include_str!("../sql/set_id.sql"))?;
         set.execute((seq, &task.id.as_bytes()[..]))?;
     }
     Ok(())
@@ -122,7 +122,7 @@ pub(crate) fn give_back(tx: &mut Tx<'_>, queue: &QueueName, tasks: &[(i64, i64)]
 
 /// Starts leases anew.
 pub(crate) fn touch(tx: &mut Tx<'_>, batch: &[(Receipt, Duration)]) -> Result<Answers, Fault> {
-    let mut read = tx.db.prepare_cached("SELECT queue, due FROM task WHERE seq = ?1")?;
+    let mut read = tx.db.prepare_cached(include_str!("../sql/queue_and_due.sql"))?;
     let mut touch = tx.db.prepare_cached(include_str!("../sql/touch.sql"))?;
     let mut answers = Vec::with_capacity(batch.len());
     for (receipt, ttr) in batch {

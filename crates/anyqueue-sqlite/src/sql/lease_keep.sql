@@ -1,0 +1,1 @@
+UPDATE lease SET due = ?2, tasks = ?3 WHERE id = ?1

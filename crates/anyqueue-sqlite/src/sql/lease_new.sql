@@ -1,0 +1,1 @@
+INSERT INTO lease(id, queue, due, tasks) VALUES (?1, ?2, ?3, ?4)

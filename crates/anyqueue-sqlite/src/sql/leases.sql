@@ -1,0 +1,1 @@
+SELECT tasks FROM lease WHERE queue = ?1

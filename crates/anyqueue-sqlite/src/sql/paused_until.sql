@@ -1,0 +1,1 @@
+SELECT paused_until FROM queue WHERE id = ?1

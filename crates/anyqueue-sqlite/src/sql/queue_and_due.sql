@@ -1,0 +1,1 @@
+SELECT queue, due FROM task WHERE seq = ?1

@@ -1,0 +1,1 @@
+UPDATE OR IGNORE task SET id = ?2 WHERE seq = ?1

@@ -1,0 +1,1 @@
+UPDATE numbering SET next_seq = ?1
