@@ -41,6 +41,9 @@
 //! printed with the capability it follows from, and is listed again at the end. Nothing is ever ignored. The variable
 //! `ANYQUEUE_TRIAL_SCALE` multiplies the sizes of the larger trials: 10 makes the soak one of 100,000 tasks.
 //!
+//! Two rules are the runner's and have no trial here: a task that kills its workers is held (the second half of C12), and
+//! handlers that block every thread lose no lease (C22). The facade's own tests keep them.
+//!
 //! How to write an adapter from the first line to the last is on the page [`building`].
 //!
 //! Beside the suite there are tools for tests: [`Proxy`] (cuts, black holes, delays), [`Process`] (a real server on a
