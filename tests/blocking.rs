@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::place::{Place, until};
 
-const TASKS: u64 = 6;
+const TASKS: u64 = 4;
 
 #[test]
 fn handlers_that_block_for_longer_than_the_ttr_keep_their_tasks() {

@@ -115,6 +115,8 @@ impl Place {
     /// Starts the worker process of these tests, which notes what it does in `journal`.
     pub(crate) fn worker(&self) -> Process {
         let mut command = self.command(Path::new(programs::TEST_WORKER), &[]);
+        // As many threads on every machine, so that handlers that block keep them all.
+        let command = command.env("TOKIO_WORKER_THREADS", "2");
         Process::start(command.env("TEST_JOURNAL", "journal").env("TEST_QUEUE", &self.queue))
     }
 

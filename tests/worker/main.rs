@@ -54,9 +54,9 @@ async fn note(journal: Arc<Journal>, task: Task<Data>) -> io::Result<Outcome> {
     Ok(if task.data.hold { Outcome::hold("as its data asks") } else { Outcome::done() })
 }
 
-/// Keeps a thread of the runtime for longer than the task's TTR, as no handler should and some do.
+/// Keeps a thread of the runtime for three times the task's TTR, as no handler should and some do.
 async fn block(journal: Arc<Journal>, task: Task<Data>) -> io::Result<()> {
-    std::thread::sleep(Duration::from_secs(6));
+    std::thread::sleep(Duration::from_secs(9));
     journal.note("done", &task)
 }
 

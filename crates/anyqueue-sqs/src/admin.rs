@@ -1,5 +1,6 @@
 //! The operator's verbs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use futures::future::try_join_all;
 use crate::api::BATCH;
 use crate::broker::Sqs;
 use crate::hub::Hub;
+use crate::inbox::Ready;
 use crate::lines::Lines;
 
 /// What is purged one by one is hidden for so long, if we die on the way.
@@ -67,27 +69,15 @@ impl Sqs {
         Ok(removed)
     }
 
-    /// Deletes what consumers of this process received and have not handed out.
-    async fn empty_inboxes(&self, lines: &Lines) -> Result<u64> {
-        let mut removed = 0;
-        for inbox in self.hub.inboxes(&lines.queue) {
-            // What is being sorted lies there afterwards.
-            drop(inbox.sorting.write().await);
-            for (band, ready) in inbox.take(usize::MAX, self.hub.clock.now()) {
-                for answer in self.hub.delete_whole(&lines.bands[band], &[&ready.arrived]).await {
-                    answer?;
-                    removed += 1;
-                }
-            }
-        }
-        Ok(removed)
+    async fn empty_inboxes(&self, lines: &Arc<Lines>) -> Result<u64> {
+        self.undisturbed(lines.clone(), |hub, lines| async move { empty_inboxes(&hub, &lines).await }).await
     }
 
     async fn page(&self, lines: Arc<Lines>, after: Option<String>, limit: usize) -> Result<Page> {
         self.undisturbed(lines, move |hub, lines| async move { hub.page(&lines, after.as_deref(), limit).await }).await
     }
 
-    async fn purge_states(&self, lines: &Lines, states: &[State]) -> Result<u64> {
+    async fn purge_states(&self, lines: &Arc<Lines>, states: &[State]) -> Result<u64> {
         let has = |state| states.contains(&state);
         let (mut removed, sums) = (0, self.sums(&lines.bands).await?);
         if has(State::Reserved) && has(State::Ready) && has(State::Delayed) {
@@ -95,6 +85,7 @@ impl Sqs {
             try_join_all(lines.bands.iter().map(|url| self.hub.api.purge(url))).await?;
             tracing::warn!(queue = lines.queue.as_str(), "SQS purges the queue: what is sent within a minute may be deleted too");
             removed += sums.visible + sums.delayed + sums.hidden;
+            self.empty_inboxes(lines).await?;
         } else if has(State::Reserved) {
             let text = "SQS takes reserved tasks from a queue only together with all that are ready and delayed; purge those too";
             return Err(Error::new(ErrorKind::Unsupported, text));
@@ -117,6 +108,39 @@ impl Sqs {
         }
         Ok(removed)
     }
+}
+
+/// Deletes what consumers of this process received and have not handed out. What cannot be deleted lies there again.
+async fn empty_inboxes(hub: &Hub, lines: &Lines) -> Result<u64> {
+    let (mut removed, mut failed) = (0, Ok(()));
+    for inbox in hub.inboxes(&lines.queue) {
+        // What is being sorted lies there afterwards.
+        let _sorted = inbox.sorting.write().await;
+        let mut by_band: BTreeMap<usize, Vec<Ready>> = BTreeMap::new();
+        for (band, task) in inbox.take(usize::MAX, hub.clock.now()) {
+            by_band.entry(band).or_default().push(task);
+        }
+        for (band, tasks) in by_band {
+            let url = &lines.bands[band];
+            let answers = hub.delete_whole(url, &tasks.iter().map(|task| &task.arrived).collect::<Vec<_>>()).await;
+            let mut left = Vec::new();
+            for (task, answer) in tasks.into_iter().zip(answers) {
+                match answer {
+                    Ok(()) => removed += 1,
+                    // It is on SQS again, where the purge meets it.
+                    Err(e) if e.is_lease_lost() => {}
+                    Err(e) => {
+                        failed = failed.and(Err(e));
+                        left.push(task);
+                    }
+                }
+            }
+            let shown: Vec<_> = inbox.put(band, left, hub.clock.now());
+            shown.iter().for_each(|task| hub.looked(&task.arrived.id));
+            drop(hub.hide(url, &shown.into_iter().map(|task| (task.arrived.handle, 0)).collect::<Vec<_>>()).await);
+        }
+    }
+    failed.map(|()| removed)
 }
 
 /// Says which queue and which verb an error is of.
@@ -195,7 +219,7 @@ impl Admin for Sqs {
     }
 
     async fn purge(&self, queue: &QueueName, states: &[State]) -> Result<u64> {
-        let purge = async { self.purge_states(&*self.hub.lines(queue).await?, states).await };
+        let purge = async { self.purge_states(&self.hub.lines(queue).await?, states).await };
         named(purge.await, "purge", queue)
     }
 

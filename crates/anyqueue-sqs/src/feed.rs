@@ -57,11 +57,16 @@ impl Feed {
             }
             tokio::select! {
                 () = self.inbox.wanted.notified() => {}
-                () = self.stale() => self.give_back(self.inbox.unwanted(PATIENCE, self.hub.clock.now())).await,
+                () = self.stale() => {
+                    // A purge waits for what is neither here nor there.
+                    let _sorting = self.inbox.sorting.read().await;
+                    self.give_back(self.inbox.unwanted(PATIENCE, self.hub.clock.now())).await;
+                }
                 _ = closing.changed() => {}
             }
         }
         self.inbox.close();
+        let _sorting = self.inbox.sorting.read().await;
         self.give_back(self.inbox.take(usize::MAX, self.hub.clock.now())).await;
     }
 

@@ -66,22 +66,24 @@ async fn a_fifo_queue_delays_retries() {
     assert_eq!((incoming(&again).wire.failed, again.native.redeliveries.value()), (1, Some(0)));
 }
 
-/// A purge also takes what a consumer of the same process received for somebody who asks no more.
+/// A purge also takes what a consumer of the same process received for somebody who asks no more, whatever else it takes.
 #[tokio::test]
 async fn a_purge_takes_what_was_received_and_not_handed_out() {
-    let (place, queue) = (Place::new().await, queue("purged"));
-    let broker = anyqueue_sqs::DRIVER.open(place.options()).await.unwrap();
-    broker.declare(&queue).await.unwrap();
-    let mut consumer = consumer(&*broker, &queue).await;
-    let reserving = consumer.reserve(NonZeroUsize::MIN, Duration::from_secs(20));
-    assert!(tokio::time::timeout(QUIET, reserving).await.is_err(), "there was nothing, and it was given up");
-    send(&*broker, &queue, &[Sample::new(1).envelope()]).await.unwrap();
-    let began = Instant::now();
-    while broker.admin().stats(&queue).await.unwrap().reserved.value() != Some(1) {
-        assert!(began.elapsed() < SOON, "the request that still waited takes it");
+    for (name, states) in [("purged", &[State::Ready][..]), ("emptied", &State::ALL)] {
+        let (place, queue) = (Place::new().await, queue(name));
+        let broker = anyqueue_sqs::DRIVER.open(place.options()).await.unwrap();
+        broker.declare(&queue).await.unwrap();
+        let mut consumer = consumer(&*broker, &queue).await;
+        let reserving = consumer.reserve(NonZeroUsize::MIN, Duration::from_secs(20));
+        assert!(tokio::time::timeout(QUIET, reserving).await.is_err(), "there was nothing, and it was given up");
+        send(&*broker, &queue, &[Sample::new(1).envelope()]).await.unwrap();
+        let began = Instant::now();
+        while broker.admin().stats(&queue).await.unwrap().reserved.value() != Some(1) {
+            assert!(began.elapsed() < SOON, "the request that still waited takes it");
+        }
+        assert_eq!(broker.admin().purge(&queue, states).await.unwrap(), 1);
+        assert!(reserve(&mut *consumer, 1, QUIET).await.is_empty(), "a purged task was delivered");
     }
-    assert_eq!(broker.admin().purge(&queue, &[State::Ready]).await.unwrap(), 1);
-    assert!(reserve(&mut *consumer, 1, QUIET).await.is_empty(), "a purged task was delivered");
 }
 
 /// A band that is missing is an error of its own where nothing may be created, and other queues are not touched by it.

@@ -244,7 +244,8 @@ impl Sender {
     /// Sends many tasks in as few requests as the broker allows: one answer each, in order.
     ///
     /// What may go through another time is sent again for the broker's `send_timeout`, from a single task on and then in
-    /// ever larger requests. What comes after the request that failed waits with it.
+    /// ever larger requests. What comes after the request that failed waits with it, so that the order holds; but a task that
+    /// is refused once more, alone, after the broker took one behind it, goes last, unless it has a group.
     ///
     /// # Errors
     /// Each task has its own, as with [`send`](Self::send): one that was not tried before the time was over has the error of

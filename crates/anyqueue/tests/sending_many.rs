@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyqueue::{NewTask, QueueName, Sender, TestClock};
-use anyqueue_core::{Batch, Capabilities, Effect, Envelope, Error, ErrorKind, Link};
+use anyqueue_core::{Batch, Capabilities, Effect, Envelope, Error, ErrorKind, Link, Support};
 use anyqueue_testkit::{Scripted, Verb};
 use staged::staged;
 use tokio::time::Instant;
@@ -144,4 +144,45 @@ async fn a_task_that_the_broker_refuses_for_now_keeps_no_others_waiting() {
     assert!(answers[0].as_ref().is_err_and(|e| e.to_string().contains("gave up after 5s")), "{:?}", answers[0]);
     assert!(answers[1..].iter().all(Result::is_ok), "{answers:?}");
     assert_eq!(taken(&scripted), (1..30).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_takes_nothing_for_a_while_gets_all_in_order_afterwards() {
+    for kind in [ErrorKind::Full, ErrorKind::Throttled] {
+        let (scripted, sender) = tens(&format!("{kind:?} for a while")).await;
+        let open = Instant::now() + Duration::from_secs(2);
+        scripted.judge(move |_| (Instant::now() < open).then(|| Error::new(kind, "not now")));
+        let answers = sender.send_all(tasks(30)).await;
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+        assert_eq!(taken(&scripted), (0..30).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_may_have_been_sent_keeps_no_others_waiting_once_it_is_refused() {
+    let (scripted, sender) = tens("doubtful first").await;
+    let first = AtomicU32::new(0);
+    scripted.judge(move |task| {
+        let doubtful = || Error::new(ErrorKind::Timeout, "no answer").effect_unknown();
+        let refused = || Error::new(ErrorKind::Throttled, "slow down");
+        (task.priority == 0).then(|| if first.fetch_add(1, Ordering::SeqCst) == 0 { doubtful() } else { refused() })
+    });
+    let answers = sender.send_all(tasks(30)).await;
+    assert!(answers[0].as_ref().is_err_and(|e| e.effect() == Effect::Unknown), "{:?}", answers[0]);
+    assert_eq!(taken(&scripted), (1..30).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_goes_before_a_task_of_its_group_that_is_refused_for_now() {
+    let (scripted, sender) = tens("a group").await;
+    let can = anyqueue_core::Broker::capabilities(&scripted, &QueueName::new("q").unwrap());
+    scripted.set_capabilities(Capabilities { group: Support::Native(()), ..*can });
+    let refused = AtomicU32::new(0);
+    scripted.judge(move |task| {
+        let begins = task.priority == 0 && refused.fetch_add(1, Ordering::SeqCst) < 4;
+        begins.then(|| Error::new(ErrorKind::Throttled, "slow down"))
+    });
+    let answers = sender.send_all(tasks(30).into_iter().map(|task| task.group("g")).collect()).await;
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    assert_eq!(taken(&scripted)[..11], [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 10], "what was taken with it, then it, then the others");
 }

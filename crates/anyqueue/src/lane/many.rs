@@ -13,8 +13,10 @@ pub(super) struct Many<'a> {
     tasks: &'a [Envelope],
     /// The last answer for each task; none if it was not tried yet.
     answers: Vec<Option<Result<Accepted>>>,
-    /// Those that are not settled, in order.
+    /// Those that are not settled, in order; behind them those that only they themselves are refused.
     open: Vec<usize>,
+    /// Whether the broker refused a task and took one behind it.
+    overtaken: Vec<bool>,
     /// How many tasks the next request has, and how many one has at the most.
     size: usize,
     most: usize,
@@ -24,7 +26,8 @@ impl<'a> Many<'a> {
     pub(super) fn new(lane: &'a Lane, broker: &'a dyn Broker, clock: &'a dyn Clock, span: Span, tasks: &'a [Envelope]) -> Self {
         let most = broker.capabilities(&lane.queue).batch.send.max(1);
         let answers = tasks.iter().map(|_| None).collect();
-        Self { lane, broker, clock, span, tasks, answers, open: (0..tasks.len()).collect(), size: most, most }
+        let (open, overtaken) = ((0..tasks.len()).collect(), vec![false; tasks.len()]);
+        Self { lane, broker, clock, span, tasks, answers, open, overtaken, size: most, most }
     }
 
     /// Sends until all are settled or the time is over.
@@ -32,7 +35,7 @@ impl<'a> Many<'a> {
         let mut wait = FIRST_WAIT;
         loop {
             let before = self.open.len();
-            let failed = self.round().await;
+            let (failed, of_one) = self.round().await;
             let Some(error) = self.open.first().and_then(|first| self.error(*first)) else {
                 self.lane.answered();
                 break;
@@ -40,8 +43,9 @@ impl<'a> Many<'a> {
             if self.open.len() < before {
                 wait = FIRST_WAIT;
             }
-            // It failed alone, and perhaps only it does: the next try is another one's.
-            let by_itself = failed == 1 && self.open.len() == before && is_of_one(error);
+            // It failed once more, alone, while the broker takes others: these wait no longer, unless they are to follow it.
+            let first = self.open[0];
+            let by_itself = failed == 1 && of_one && self.overtaken[first] && self.tasks[first].group.is_none();
             if let Err(e) = self.lane.pause(error.duplicate(), self.clock, self.span, &mut wait).await {
                 self.give_up(failed, &e);
                 break;
@@ -54,18 +58,20 @@ impl<'a> Many<'a> {
     }
 
     /// Sends from the first on until a request fails, wholly or in part: what comes after it waits with it. How many of the
-    /// open ones failed; the others behind them were not tried this time.
-    async fn round(&mut self) -> usize {
+    /// open ones failed, the others behind them were not tried this time; and whether the last request was of one task, and
+    /// what the broker said was of this task.
+    async fn round(&mut self) -> (usize, bool) {
         let open = std::mem::take(&mut self.open);
-        let mut rest = open.as_slice();
+        let (mut rest, mut of_one) = (open.as_slice(), false);
         while !rest.is_empty() {
             let (part, later) = rest.split_at(self.size.min(rest.len()));
             rest = later;
             match self.request(part).await {
                 None => self.size = (self.size * 2).min(self.most),
                 // Not the whole broker need be full: each task has its last try.
-                Some(ErrorKind::Full) if self.clock.now() >= self.span.give_up => self.size = self.most,
-                Some(_) => {
+                Some((ErrorKind::Full, _)) if self.clock.now() >= self.span.give_up => self.size = self.most,
+                Some((kind, effect)) => {
+                    of_one = part.len() == 1 && is_of_one(kind, effect);
                     self.size = 1;
                     break;
                 }
@@ -73,11 +79,11 @@ impl<'a> Many<'a> {
         }
         let failed = self.open.len();
         self.open.extend(rest);
-        failed
+        (failed, of_one)
     }
 
     /// One request. What went wrong, if some of it may be tried again.
-    async fn request(&mut self, part: &[usize]) -> Option<ErrorKind> {
+    async fn request(&mut self, part: &[usize]) -> Option<(ErrorKind, Effect)> {
         let answers = match part {
             // All of a kind: nothing is copied as long as nothing fails.
             [first, .., last] if part.is_sorted_by(|a, b| a + 1 == *b) => {
@@ -88,14 +94,18 @@ impl<'a> Many<'a> {
                 self.lane.sent(self.broker, &batch).await
             }
         };
-        let mut failed = None;
+        let (mut failed, before) = (None, self.open.len());
         for (at, answer) in part.iter().zip(answers) {
+            match &answer {
+                Ok(_) => self.open[before..].iter().for_each(|refused| self.overtaken[*refused] = true),
+                Err(e) if e.is_retryable() => drop(failed.get_or_insert((e.kind(), e.effect()))),
+                Err(_) => {}
+            }
             let answer = answer.map_err(|e| self.with_effect(*at, e));
             if let Err(e) = &answer
                 && e.is_retryable()
             {
                 self.open.push(*at);
-                failed.get_or_insert(e.kind());
             }
             self.answers[*at] = Some(answer);
         }
@@ -127,6 +137,6 @@ impl<'a> Many<'a> {
 }
 
 /// Whether a broker that says this of one task may take another one.
-fn is_of_one(error: &Error) -> bool {
-    error.effect() == Effect::None && matches!(error.kind(), ErrorKind::Full | ErrorKind::Throttled)
+fn is_of_one(kind: ErrorKind, effect: Effect) -> bool {
+    effect == Effect::None && matches!(kind, ErrorKind::Full | ErrorKind::Throttled)
 }
