@@ -34,11 +34,11 @@ struct There {
 
 impl There {
     /// What is otherwise than the settings say.
-    fn drift(&self, tubes: &Tubes) -> Vec<Drift> {
+    fn drift(&self, tubes: &Tubes, place: &str) -> Vec<Drift> {
         let (wanted, found) = (tubes.ends(), self.ends.iter().filter(|found| **found != tubes.ends()));
-        let bands = found.map(|found| Drift { what: "bands".into(), wanted: listed(&wanted), found: listed(found) });
+        let bands = found.map(|found| Drift { what: format!("bands{place}"), wanted: listed(&wanted), found: listed(found) });
         let left = self.strays.iter().map(|(tube, count)| Drift {
-            what: format!("tasks in tube `{tube}`"),
+            what: format!("tasks in tube `{tube}`{place}"),
             wanted: "0".into(),
             found: format!("{count}, which only workers with the `bands` of their sender take"),
         });
@@ -79,10 +79,10 @@ impl Hub {
     pub(crate) async fn declare(&self, queue: &QueueName, create: Create) -> Result<Declared> {
         let (tubes, live) = (self.tubes(queue), self.live().await?);
         let (mut known, mut drift, mut unmarked) = (false, Vec::new(), Vec::new());
-        for (_, link) in &live {
+        for (server, link) in &live {
             let there = self.there(link, &tubes).await?;
             known |= there.exists;
-            drift.extend(there.drift(&tubes));
+            drift.extend(there.drift(&tubes, &self.place(server)));
             if there.ends.is_none_or(|ends| ends != tubes.ends() && there.strays.is_empty()) {
                 unmarked.push(link);
             }
@@ -109,7 +109,6 @@ impl Hub {
                 full.filter(|_| !noted).map_or(Ok(()), Err)?;
             }
         }
-        drift.dedup();
         self.declared.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(queue.clone());
         Ok(Declared { created: !known, drift })
     }
@@ -117,11 +116,15 @@ impl Hub {
     /// What the servers that answer have of a queue otherwise than the settings say. Nothing is made.
     pub(crate) async fn drift(&self, queue: &QueueName) -> Result<Vec<Drift>> {
         let (tubes, mut drift) = (self.tubes(queue), Vec::new());
-        for (_, link) in self.live().await? {
-            drift.extend(self.there(&link, &tubes).await?.drift(&tubes));
+        for (server, link) in self.live().await? {
+            drift.extend(self.there(&link, &tubes).await?.drift(&tubes, &self.place(server)));
         }
-        drift.dedup();
         Ok(drift)
+    }
+
+    /// Which of several servers something is on.
+    fn place(&self, server: &Server) -> String {
+        if self.servers.len() == 1 { String::new() } else { format!(" on {}", server.address) }
     }
 
     /// Looks at what one server has of a queue.

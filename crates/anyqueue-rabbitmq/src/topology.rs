@@ -219,7 +219,10 @@ impl Shared {
             for (name, arguments) in layout.all() {
                 match self.compare(&name, arguments).await {
                     // Who may not make queues need not compare them.
-                    Err(e) if e.kind() == ErrorKind::Denied => break,
+                    Err(e) if e.kind() == ErrorKind::Denied => {
+                        tracing::info!(queue = layout.queue.as_str(), "this user may make no queues: they are not compared");
+                        break;
+                    }
                     found => drift.extend(found?),
                 }
             }

@@ -82,7 +82,7 @@ fn refused(code: &str, error: RedisError, server: &dyn std::fmt::Display) -> Err
 pub(crate) fn connecting(error: RedisError, server: &dyn std::fmt::Display) -> Error {
     if error.kind() == redis::ErrorKind::Parse {
         let text = format!("what answers at {server} is not Redis; is the port right, and does it speak TLS (`rediss://`)?");
-        return Error::new(ErrorKind::Protocol, text);
+        return Error::unavailable(text);
     }
     let denied = error.kind() == redis::ErrorKind::AuthenticationFailed;
     let fault = Fault::Refused(error);
@@ -123,10 +123,10 @@ mod tests {
     }
 
     #[test]
-    fn who_is_no_redis_is_told_at_once_and_who_may_want_tls_is_hinted_at() {
+    fn who_is_no_redis_is_named_and_who_may_want_tls_is_hinted_at() {
         let parsed = redis::parse_redis_value(b"UNKNOWN_COMMAND\r\n").unwrap_err();
         let error = connecting_plainly(parsed, &"h:1");
-        assert!(error.to_string().contains("what answers at h:1 is not Redis") && !error.is_retryable(), "{error}");
+        assert!(error.to_string().contains("what answers at h:1 is not Redis") && error.is_retryable(), "{error}");
         let cut = || RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
         assert!(connecting_plainly(cut(), &"h:1").to_string().contains("`rediss://`"));
         assert!(!connecting(cut(), &"h:1").to_string().contains("`rediss://`") && connecting(cut(), &"h:1").is_retryable());

@@ -210,7 +210,13 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Tries for so long to send, instead of the broker's `send_timeout`. Zero: once.
+    /// The name of its broker in the settings.
+    pub fn broker(&self) -> &str {
+        &self.settings.broker
+    }
+
+    /// Tries for so long to send, instead of the broker's `send_timeout`; a request that is under way then is waited for.
+    /// Zero: once.
     #[must_use]
     pub fn patience(mut self, time: Duration) -> Self {
         self.patience = Some(time);

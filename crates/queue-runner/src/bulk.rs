@@ -20,7 +20,7 @@ use crate::send;
 /// How many lines are sent together at most.
 const BATCH: usize = 1000;
 
-/// How long a queue's lines are tried after others have waited in vain: an outage is not waited for line by line.
+/// How long a queue's lines are tried after others of its broker have waited in vain: an outage is not waited for line by line.
 const HASTE: Duration = Duration::from_secs(1);
 
 /// One line.
@@ -90,9 +90,9 @@ struct Targets<'a> {
     work: &'a Work,
     unchecked: bool,
     senders: HashMap<String, Sender>,
-    /// Some lines were tried for all the time that there is.
-    outage: bool,
-    /// The queues that took lines, and since the outage began if there is one.
+    /// The brokers for which lines were tried for all the time that there is.
+    outages: HashSet<String>,
+    /// The queues that took lines, and since the outage of their broker began if there is one.
     taking: HashSet<String>,
 }
 
@@ -132,7 +132,9 @@ impl Targets<'_> {
                 sender
             }
         };
-        Ok(if self.outage && !self.taking.contains(queue) { sender.patience(HASTE) } else { sender })
+        let usual = self.queues.settings().brokers.get(sender.broker()).map_or(HASTE, |broker| broker.send_timeout);
+        let hurry = self.outages.contains(sender.broker()) && !self.taking.contains(queue);
+        Ok(if hurry { sender.patience(HASTE.min(usual)) } else { sender })
     }
 
     async fn connect(&self, queue: &str) -> Result<Sender, Error> {
@@ -149,15 +151,16 @@ impl Targets<'_> {
 
     /// Notes how a queue's lines fared.
     fn heard(&mut self, queue: &str, answers: &[Result<Sent, Error>]) {
-        let waited_in_vain = answers.iter().any(|answer| answer.as_ref().is_err_and(Error::is_retryable));
-        if waited_in_vain {
-            self.taking.remove(queue);
-            if !self.outage {
-                self.taking.clear();
-            }
-            self.outage = true;
-        } else if answers.iter().any(Result::is_ok) {
+        if answers.iter().any(Result::is_ok) {
             self.taking.insert(queue.to_owned());
+        } else if answers.iter().any(|answer| answer.as_ref().is_err_and(Error::is_retryable)) {
+            self.taking.remove(queue);
+            let broker = self.senders.get(queue).map(Sender::broker).unwrap_or_default();
+            if !self.outages.contains(broker) {
+                let (broker, senders) = (broker.to_owned(), &self.senders);
+                self.taking.retain(|other| senders.get(other).is_none_or(|sender| sender.broker() != broker));
+                self.outages.insert(broker);
+            }
         }
     }
 }
@@ -173,8 +176,14 @@ fn unnumbered(e: &serde_json::Error) -> String {
 }
 
 pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, work: &Work) -> Result<u8> {
-    let mut targets =
-        Targets { queues, work, unchecked: context.unchecked, senders: HashMap::new(), outage: false, taking: HashSet::new() };
+    let mut targets = Targets {
+        queues,
+        work,
+        unchecked: context.unchecked,
+        senders: HashMap::new(),
+        outages: HashSet::new(),
+        taking: HashSet::new(),
+    };
     let mut lines = lines();
     let bar = context.screen.progress(None);
     let (mut sent, mut failed) = (0, 0);
@@ -226,7 +235,7 @@ async fn send_batch(targets: &mut Targets<'_>, batch: Vec<Numbered>) -> Vec<(u64
             Err(e) => answers.extend(numbers.into_iter().map(|number| (number, Err(e.duplicate())))),
         }
     }
-    // Side by side: one that has to wait keeps no other one waiting.
+    // Side by side: those that have to wait do so together.
     for (queue, numbers, sent) in join_all(sends).await {
         targets.heard(&queue, &sent);
         answers.extend(numbers.into_iter().zip(sent));

@@ -149,7 +149,7 @@ async fn obey(line: CommandLine, context: &mut Context<'_>) -> Result<u8> {
     }
 }
 
-/// Sends, then watches. Nothing is sent before it is clear that all of it can be done.
+/// Sends, then watches. Nothing is sent if the watch is refused; start hooks run after the sends.
 async fn work(work: args::Work, context: &mut Context<'_>) -> Result<u8> {
     let plan = send::plan(&work, context)?;
     let queues = context.connect().await?;

@@ -58,7 +58,7 @@ pub struct Finished {
     /// Queues that could not be worked, or at some time no more, since their brokers cannot do what the settings ask for or
     /// were upgraded to what this version does not know.
     pub unworked: u64,
-    /// Queues whose brokers did not answer in the end.
+    /// Queues from which no tasks could be had in the end: their brokers did not answer, or with errors.
     pub out_of_reach: Vec<String>,
 }
 

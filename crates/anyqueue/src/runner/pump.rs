@@ -17,6 +17,9 @@ use super::shared::{Shared, Watched};
 /// An idle reserve waits so long before it looks again: a safety net, since wake-ups are pushed.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// The first reserve after a failure waits so long.
+const PROBE: Duration = Duration::from_secs(1);
+
 /// Parts of what may be in this process that are asked for one by one, so that one is settled while another is reserved
 /// and a third one runs.
 const SHARES: usize = 4;
@@ -112,8 +115,11 @@ async fn reserve(
     };
     let settled = shared.state().settled;
     // After a failure the first request is to show whether the broker is back, also where there is nothing to do.
-    let probes = watched.health().failures > 0;
-    let wait = if shared.drain || probes { Duration::ZERO } else { IDLE };
+    let wait = match watched.health().failures {
+        _ if shared.drain => Duration::ZERO,
+        0 => IDLE,
+        _ => PROBE,
+    };
     let deliveries = tokio::select! {
         deliveries = consumer.reserve(demand, wait) => deliveries?,
         () = broken_off(shared, watched) => return Ok(None),
@@ -174,10 +180,10 @@ async fn failed(shared: &Shared, watched: &Watched, error: &Error) -> bool {
     let wait = health::back_off(failures);
     match told {
         Some(_) if failures == 1 => {
-            tracing::warn!(queue, broker, error = text, "the broker does not answer; will try again and again")
+            tracing::warn!(queue, broker, error = text, "no tasks can be had from the broker; will try again and again")
         }
-        Some(outage) => tracing::warn!(queue, broker, error = text, ?outage, "the broker still does not answer"),
-        None => tracing::debug!(queue, broker, error = text, ?wait, failures, "still no answer"),
+        Some(outage) => tracing::warn!(queue, broker, error = text, ?outage, "still no tasks can be had from the broker"),
+        None => tracing::debug!(queue, broker, error = text, ?wait, failures, "still no tasks"),
     }
     tokio::select! {
         () = shared.clock.sleep_until(shared.clock.now() + wait) => {}

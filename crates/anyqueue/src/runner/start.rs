@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use anyqueue_core::{Broker, Declared, Drift, Error, ErrorKind, PriorityRange, QueueName, Result, chain};
+use anyqueue_core::{Broker, Drift, Error, ErrorKind, PriorityRange, QueueName, Result, chain};
 use futures::future::join_all;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -21,6 +22,9 @@ use crate::exec::ExecWorker;
 use crate::queue::{Queue, Start};
 use crate::queues::Queues;
 use crate::settings::QueueSettings;
+
+/// So long is waited, before the first task, for what is otherwise than the settings say.
+const COMPARE: Duration = Duration::from_secs(2);
 
 /// The running parts. They end when this is dropped.
 pub(crate) struct Parts {
@@ -70,14 +74,12 @@ pub(crate) async fn prepare(mut runner: Runner) -> Result<PreparedRunner> {
     runner.source = Source::Queues(queues.clone());
     let (watched, starts) = watched(&queues, std::mem::take(&mut runner.handlers), &runner.watch)?;
     let drift = check(&queues, &watched, &runner).await?;
-    for (queue, drift) in &drift {
-        tracing::warn!(queue = queue.as_str(), "{drift}");
-    }
     Ok(PreparedRunner { runner, queues, own, watched, starts, drift })
 }
 
 impl PreparedRunner {
-    /// What queues have otherwise than the settings say, as far as their brokers answered; it was warned of.
+    /// What queues have otherwise than the settings say, as far as their brokers have answered by now; it was warned of, as
+    /// what comes later will be.
     pub fn drift(&self) -> &[(QueueName, Drift)] {
         &self.drift
     }
@@ -221,19 +223,32 @@ async fn check(queues: &Queues, watched: &[Arc<Watched>], runner: &Runner) -> Re
     if !problems.is_empty() {
         return Err(Error::new(ErrorKind::Unsupported, problems.join("\n")));
     }
+    let found: Arc<Mutex<Vec<_>>> = Arc::default();
     let comparing = answering.into_iter().map(|(queue, broker)| {
-        let name = queue.name().clone();
-        queues.0.io.run(async move { Ok(drift(name, &*broker).await) })
+        let (name, found) = (queue.name().clone(), found.clone());
+        queues.0.io.spawn(async move {
+            let drift = compare(name, &*broker).await;
+            found.lock().unwrap_or_else(PoisonError::into_inner).extend(drift);
+        })
     });
-    Ok(join_all(comparing).await.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    // What takes longer goes on beside the work: a queue that hangs keeps no other one from beginning.
+    tokio::select! {
+        _ = join_all(comparing.collect::<Vec<_>>()) => {}
+        () = queues.clock().sleep_until(queues.clock().now() + COMPARE) => {}
+    }
+    Ok(std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
-/// What a queue has otherwise than the settings say: tasks may lie where nobody here looks for them.
-async fn drift(queue: QueueName, broker: &dyn Broker) -> Vec<(QueueName, Drift)> {
-    let declared = broker.declare(&queue).await.unwrap_or_else(|e| {
-        // The pump tells it.
-        tracing::debug!(queue = queue.as_str(), error = chain(&e), "cannot be compared with the settings");
-        Declared::default()
-    });
-    declared.drift.into_iter().map(|drift| (queue.clone(), drift)).collect()
+/// Warns of what a queue has otherwise than the settings say: tasks may lie where nobody here looks for them.
+async fn compare(queue: QueueName, broker: &dyn Broker) -> Vec<(QueueName, Drift)> {
+    match broker.declare(&queue).await {
+        Ok(declared) => {
+            declared.drift.iter().for_each(|drift| tracing::warn!(queue = queue.as_str(), "{drift}"));
+            declared.drift.into_iter().map(|drift| (queue.clone(), drift)).collect()
+        }
+        Err(e) => {
+            tracing::info!(queue = queue.as_str(), error = chain(&e), "this queue cannot be compared with the settings now");
+            Vec::new()
+        }
+    }
 }
