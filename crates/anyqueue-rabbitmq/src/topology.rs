@@ -220,7 +220,7 @@ impl Shared {
                 match self.compare(&name, arguments).await {
                     // Who may not make queues need not compare them.
                     Err(e) if e.kind() == ErrorKind::Denied => {
-                        tracing::info!(queue = layout.queue.as_str(), "this user may make no queues: they are not compared");
+                        tracing::info!("this user may not make `{name}`: it and what follows it are not compared");
                         break;
                     }
                     found => drift.extend(found?),

@@ -154,12 +154,10 @@ impl Targets<'_> {
         if answers.iter().any(Result::is_ok) {
             self.taking.insert(queue.to_owned());
         } else if answers.iter().any(|answer| answer.as_ref().is_err_and(Error::is_retryable)) {
-            self.taking.remove(queue);
-            let broker = self.senders.get(queue).map(Sender::broker).unwrap_or_default();
-            if !self.outages.contains(broker) {
-                let (broker, senders) = (broker.to_owned(), &self.senders);
+            let (senders, broker) = (&self.senders, self.senders.get(queue).map(Sender::broker).unwrap_or_default());
+            // A queue that takes nothing at all hurries the others once.
+            if self.taking.remove(queue) | self.outages.insert(broker.to_owned()) {
                 self.taking.retain(|other| senders.get(other).is_none_or(|sender| sender.broker() != broker));
-                self.outages.insert(broker);
             }
         }
     }

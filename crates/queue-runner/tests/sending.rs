@@ -158,16 +158,27 @@ fn a_line_is_sent_before_the_next_one_is_written() {
 fn an_outage_is_waited_for_once_and_not_line_by_line() {
     // Only root may listen there, and nobody does.
     let nobody = "127.0.0.1:1";
-    let toml = format!(
-        "default_broker = \"near\"\n[brokers.far]\nurl = \"beanstalkd://{nobody}\"\nsend_timeout = \"4s\"\n[brokers.near]\nurl = \"sqlite:queue.db\"\n\
-         [queues.a]\nbroker = \"far\"\nworkers = [\"t\"]\n[queues.b]\nbroker = \"far\"\nworkers = [\"t\"]\n\
-         [queues.c]\nbroker = \"near\"\nworkers = [\"t\"]\n"
-    );
+    let mut toml = "default_broker = \"near\"\n[brokers.near]\nurl = \"sqlite:queue.db\"\n".to_owned();
+    for broker in ["far", "farther"] {
+        toml += &format!("[brokers.{broker}]\nurl = \"beanstalkd://{nobody}\"\nsend_timeout = \"4s\"\n");
+    }
+    for (queue, broker) in [("a", "far"), ("b", "far"), ("c", "near"), ("d", "farther")] {
+        toml += &format!("[queues.{queue}]\nbroker = \"{broker}\"\nworkers = [\"t\"]\n");
+    }
     let place = Place::with(&toml);
     let mut child = place.command(&["--jsonl", "--json"]).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let answers = Lines::of(&mut child);
-    for (queue, waits) in [("c", None), ("a", Some(true)), ("a", Some(false)), ("b", Some(false)), ("c", None)] {
+    let lines = [
+        ("c", None),
+        ("a", Some(true)),
+        ("a", Some(false)),
+        ("b", Some(false)),
+        ("d", Some(true)),
+        ("d", Some(false)),
+        ("c", None),
+    ];
+    for (queue, waits) in lines {
         writeln!(stdin, "{{\"queue\":\"{queue}\",\"task\":\"t\"}}").unwrap();
         let answer: serde_json::Value = serde_json::from_str(&answers.next()).unwrap();
         match (waits, answer["error"].as_str()) {

@@ -1,5 +1,7 @@
 //! Sending many tasks: in large requests, and after one that failed from a small one on.
 
+use std::collections::HashSet;
+
 use anyqueue_core::{Accepted, Broker, Clock, Effect, Envelope, Error, ErrorKind, Result};
 
 use super::{FIRST_WAIT, Lane, Span};
@@ -15,8 +17,8 @@ pub(super) struct Many<'a> {
     answers: Vec<Option<Result<Accepted>>>,
     /// Those that are not settled, in order; behind them those that only they themselves are refused.
     open: Vec<usize>,
-    /// Whether the broker refused a task and took one behind it.
-    overtaken: Vec<bool>,
+    /// Those that the broker refused, and took one behind them.
+    overtaken: HashSet<usize>,
     /// How many tasks the next request has, and how many one has at the most.
     size: usize,
     most: usize,
@@ -26,8 +28,8 @@ impl<'a> Many<'a> {
     pub(super) fn new(lane: &'a Lane, broker: &'a dyn Broker, clock: &'a dyn Clock, span: Span, tasks: &'a [Envelope]) -> Self {
         let most = broker.capabilities(&lane.queue).batch.send.max(1);
         let answers = tasks.iter().map(|_| None).collect();
-        let (open, overtaken) = ((0..tasks.len()).collect(), vec![false; tasks.len()]);
-        Self { lane, broker, clock, span, tasks, answers, open, overtaken, size: most, most }
+        let open = (0..tasks.len()).collect();
+        Self { lane, broker, clock, span, tasks, answers, open, overtaken: HashSet::new(), size: most, most }
     }
 
     /// Sends until all are settled or the time is over.
@@ -45,7 +47,7 @@ impl<'a> Many<'a> {
             }
             // It failed once more, alone, while the broker takes others: these wait no longer, unless they are to follow it.
             let first = self.open[0];
-            let by_itself = failed == 1 && of_one && self.overtaken[first] && self.tasks[first].group.is_none();
+            let by_itself = failed == 1 && of_one && self.overtaken.contains(&first) && self.tasks[first].group.is_none();
             if let Err(e) = self.lane.pause(error.duplicate(), self.clock, self.span, &mut wait).await {
                 self.give_up(failed, &e);
                 break;
@@ -97,7 +99,7 @@ impl<'a> Many<'a> {
         let (mut failed, before) = (None, self.open.len());
         for (at, answer) in part.iter().zip(answers) {
             match &answer {
-                Ok(_) => self.open[before..].iter().for_each(|refused| self.overtaken[*refused] = true),
+                Ok(_) => self.overtaken.extend(&self.open[before..]),
                 Err(e) if e.is_retryable() => drop(failed.get_or_insert((e.kind(), e.effect()))),
                 Err(_) => {}
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyqueue_core::{Clock, ErrorKind, Moment};
+use anyqueue_core::{Clock, Drift, ErrorKind, Moment};
 
 /// The longest wait between two tries: a broker that is back is not left alone for longer.
 const LONGEST: Duration = Duration::from_secs(5);
@@ -18,6 +18,8 @@ pub(crate) struct Health {
     pub(crate) last_answer: Option<Moment>,
     /// When the failures in a row began, and when they were last told.
     outage: Option<(Moment, Moment)>,
+    /// What the queue has otherwise than the settings say, once they were compared.
+    pub(crate) drift: Option<Vec<Drift>>,
     /// What ended all tries.
     pub(crate) fatal: Option<ErrorKind>,
 }
@@ -35,6 +37,8 @@ pub struct QueueHealth {
     pub error: Option<String>,
     /// How long ago the broker last answered; `None` if it never did.
     pub last_answer: Option<Duration>,
+    /// What the broker has otherwise than the settings say, as it was found when work on the queue began.
+    pub drift: Vec<Drift>,
 }
 
 impl Health {

@@ -189,8 +189,7 @@ impl Runner {
     }
 
     /// Does what comes before the first task, for programs that have something to do between: connects, looks for the
-    /// queues and their workers, asks the brokers whether they can do what the settings want, and warns of what they have
-    /// otherwise.
+    /// queues and their workers, and asks the brokers whether they can do what the settings want.
     ///
     /// # Errors
     /// An unknown queue, a queue without worker, a broker that cannot do what the settings ask (all mismatches at once). A

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyqueue_core::{
-    ConsumeOptions, Consumer, Delivery, Error, ErrorKind, Incoming, PriorityRange, Requirements, Result, Settler, TaskId, chain,
+    Broker, ConsumeOptions, Consumer, Delivery, Error, ErrorKind, Incoming, PriorityRange, Requirements, Result, Settler, TaskId,
+    chain,
 };
 
 use super::attempt::Attempt;
@@ -153,10 +154,29 @@ async fn connect(watched: &Watched, priorities: &PriorityRange, prefetch: usize,
         let broker = &watched.settings.broker;
         return Err(Error::new(ErrorKind::Unsupported, problems.join("; ")).with("queue", watched.name()).with("broker", broker));
     }
+    compare(watched, &*broker).await?;
     let options = ConsumeOptions { prefetch, priorities: priorities.0.clone(), ttr: watched.settings.ttr };
     let consumer = broker.consume(watched.name(), options).await?;
     let settler = consumer.settler();
     Ok((consumer, settler))
+}
+
+/// Warns, once, of what the queue has otherwise than the settings say: tasks may lie where nobody here looks for them.
+async fn compare(watched: &Watched, broker: &dyn Broker) -> Result<()> {
+    if watched.health().drift.is_some() {
+        return Ok(());
+    }
+    let queue = watched.name().as_str();
+    match broker.declare(watched.name()).await {
+        Ok(declared) => {
+            declared.drift.iter().for_each(|drift| tracing::warn!(queue, "{drift}"));
+            watched.health().drift = Some(declared.drift);
+        }
+        Err(e) if matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => return Err(e),
+        // It may be worked all the same: one that is full, or that may not be changed by this user.
+        Err(e) => tracing::info!(queue, error = chain(&e), "this queue cannot be compared with the settings"),
+    }
+    Ok(())
 }
 
 /// What the settings of a queue ask of its broker, for the priorities that this worker takes.

@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
-use anyqueue_core::{Broker, Drift, Error, ErrorKind, PriorityRange, QueueName, Result, chain};
+use anyqueue_core::{Error, ErrorKind, PriorityRange, QueueName, Result};
 use futures::future::join_all;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -22,9 +21,6 @@ use crate::exec::ExecWorker;
 use crate::queue::{Queue, Start};
 use crate::queues::Queues;
 use crate::settings::QueueSettings;
-
-/// So long is waited, before the first task, for what is otherwise than the settings say.
-const COMPARE: Duration = Duration::from_secs(2);
 
 /// The running parts. They end when this is dropped.
 pub(crate) struct Parts {
@@ -56,7 +52,6 @@ pub struct PreparedRunner {
     own: bool,
     watched: Vec<Arc<Watched>>,
     starts: Starts,
-    drift: Vec<(QueueName, Drift)>,
 }
 
 impl fmt::Debug for PreparedRunner {
@@ -73,23 +68,17 @@ pub(crate) async fn prepare(mut runner: Runner) -> Result<PreparedRunner> {
     };
     runner.source = Source::Queues(queues.clone());
     let (watched, starts) = watched(&queues, std::mem::take(&mut runner.handlers), &runner.watch)?;
-    let drift = check(&queues, &watched, &runner).await?;
-    Ok(PreparedRunner { runner, queues, own, watched, starts, drift })
+    check(&queues, &watched, &runner).await?;
+    Ok(PreparedRunner { runner, queues, own, watched, starts })
 }
 
 impl PreparedRunner {
-    /// What queues have otherwise than the settings say, as far as their brokers have answered by now; it was warned of, as
-    /// what comes later will be.
-    pub fn drift(&self) -> &[(QueueName, Drift)] {
-        &self.drift
-    }
-
     /// Runs until it is told to stop, a limit is reached, or everything is drained.
     ///
     /// # Errors
     /// A start hook that fails, before the first task; and when no queue can be worked any more.
     pub async fn run(self) -> Result<Finished> {
-        let Self { runner, queues, own, watched, starts, drift: _ } = self;
+        let Self { runner, queues, own, watched, starts } = self;
         for (name, start) in starts {
             start().await.map_err(|e| Error::config("the start hook failed").with("queue", name).because(e))?;
         }
@@ -198,14 +187,13 @@ fn no_worker(name: &QueueName, works: &[String]) -> Error {
     Error::config(format!("queue `{name}` has no worker in this process; those that have one: {known}"))
 }
 
-/// Asks every broker that answers whether it can do what the settings want, and what it has otherwise than they say.
-async fn check(queues: &Queues, watched: &[Arc<Watched>], runner: &Runner) -> Result<Vec<(QueueName, Drift)>> {
+/// Asks every broker that answers whether it can do what the settings want.
+async fn check(queues: &Queues, watched: &[Arc<Watched>], runner: &Runner) -> Result<()> {
     let mut problems = Vec::new();
     // Side by side: one that does not answer keeps the others waiting once, not once per queue.
     let slots: BTreeMap<&str, &Arc<BrokerSlot>> = watched.iter().map(|queue| (&*queue.settings.broker, &queue.slot)).collect();
     let connecting = slots.into_iter().map(async |(name, slot)| (name, slot.connected().await));
     let connected: HashMap<&str, _> = join_all(connecting).await.into_iter().collect();
-    let mut answering = Vec::new();
     for queue in watched {
         match &connected[&*queue.settings.broker] {
             Ok(broker) => {
@@ -213,42 +201,11 @@ async fn check(queues: &Queues, watched: &[Arc<Watched>], runner: &Runner) -> Re
                 let found = wanted.check(&broker.capabilities(queue.name()));
                 let (name, broker_name) = (queue.name(), &queue.settings.broker);
                 problems.extend(found.into_iter().map(|problem| format!("queue `{name}` on broker `{broker_name}`: {problem}")));
-                answering.push((queue, broker.clone()));
             }
             // The pump goes on trying.
             Err(e) if e.is_retryable() => {}
             Err(e) => return Err(e.duplicate().with("queue", queue.name())),
         }
     }
-    if !problems.is_empty() {
-        return Err(Error::new(ErrorKind::Unsupported, problems.join("\n")));
-    }
-    let found: Arc<Mutex<Vec<_>>> = Arc::default();
-    let comparing = answering.into_iter().map(|(queue, broker)| {
-        let (name, found) = (queue.name().clone(), found.clone());
-        queues.0.io.spawn(async move {
-            let drift = compare(name, &*broker).await;
-            found.lock().unwrap_or_else(PoisonError::into_inner).extend(drift);
-        })
-    });
-    // What takes longer goes on beside the work: a queue that hangs keeps no other one from beginning.
-    tokio::select! {
-        _ = join_all(comparing.collect::<Vec<_>>()) => {}
-        () = queues.clock().sleep_until(queues.clock().now() + COMPARE) => {}
-    }
-    Ok(std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner)))
-}
-
-/// Warns of what a queue has otherwise than the settings say: tasks may lie where nobody here looks for them.
-async fn compare(queue: QueueName, broker: &dyn Broker) -> Vec<(QueueName, Drift)> {
-    match broker.declare(&queue).await {
-        Ok(declared) => {
-            declared.drift.iter().for_each(|drift| tracing::warn!(queue = queue.as_str(), "{drift}"));
-            declared.drift.into_iter().map(|drift| (queue.clone(), drift)).collect()
-        }
-        Err(e) => {
-            tracing::info!(queue = queue.as_str(), error = chain(&e), "this queue cannot be compared with the settings now");
-            Vec::new()
-        }
-    }
+    if problems.is_empty() { Ok(()) } else { Err(Error::new(ErrorKind::Unsupported, problems.join("\n"))) }
 }
