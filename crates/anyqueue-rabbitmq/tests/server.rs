@@ -160,9 +160,15 @@ async fn a_more_urgent_task_that_comes_later_begins_before_those_that_wait() {
     let mut consumer = consumer(&*broker, &queue).await;
     let delivery = next(&mut *consumer).await;
     settle(&*consumer, &delivery, Settlement::Done).await;
+    let ready = async || broker.admin().stats(&queue).await.unwrap().ready.value().unwrap();
+    let before = ready().await;
     let urgent: Vec<_> = (100..130).map(|number| Sample::new(number).priority(0).envelope()).collect();
     broker.send(&queue, &urgent).await.into_iter().for_each(|sent| drop(sent.unwrap()));
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    // The server counts, and hands out, a moment after it has confirmed.
+    let until = Instant::now() + SOON;
+    while ready().await <= before {
+        assert!(Instant::now() < until, "they are not ready");
+    }
     for number in 100..130 {
         let delivery = next(&mut *consumer).await;
         assert_eq!(Sample::number(&delivery), Some(number));
