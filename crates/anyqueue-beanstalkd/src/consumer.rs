@@ -21,7 +21,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// By how much the server's end of a wait may be later than ours, and still be awaited.
 const LATE: Duration = Duration::from_millis(250);
 
-/// How long a look may take at the least, however short the wait is: a server that is silent is not waited for.
+/// How long a look may take at the least, however short the wait is: whoever waits for tasks has no use for a longer one.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// So many jobs are asked for in two parts.
@@ -75,6 +75,9 @@ impl BeanstalkdConsumer {
 
     async fn reserve_some(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>> {
         let until = self.hub.clock.now() + wait;
+        // Who does not wait takes nothing for the end of the queue, and waits for the server to say so, or to fail.
+        let at_least = if wait.is_zero() { self.hub.config.patience * 2 } else { LOOK };
+        let mut heard = false;
         loop {
             if self.hub.is_closed() {
                 return Err(error::closed());
@@ -85,14 +88,16 @@ impl BeanstalkdConsumer {
             }
             let now = self.hub.clock.now();
             self.hub.leases().sweep_at_times(now);
-            let looked = self.look(max, until.max(now + LOOK)).await;
+            let looked = self.look(max, until.max(now + at_least)).await;
             let deliveries = self.take(max)?;
             match looked {
                 _ if !deliveries.is_empty() => return Ok(deliveries),
-                Looked::Before => continue,
+                Looked::NotYet if !heard || wait.is_zero() => return Err(error::unheard()),
+                Looked::Before => {}
                 Looked::Now if self.hub.clock.now() < until => self.wait(until).await,
                 Looked::Now | Looked::NotYet => return Ok(deliveries),
             }
+            heard = true;
         }
     }
 

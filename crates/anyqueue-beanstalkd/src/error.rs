@@ -75,6 +75,11 @@ pub(crate) fn silent(server: &str, seconds: u64) -> Error {
     Error::new(ErrorKind::Timeout, format!("beanstalkd at {server} has been silent for {seconds} s; the connection is given up"))
 }
 
+/// Servers that may have tasks, or none.
+pub(crate) fn unheard() -> Error {
+    Error::new(ErrorKind::Timeout, "beanstalkd has not said in time whether it has tasks; ask again")
+}
+
 /// One of several servers could not be asked, and the others know of nothing.
 pub(crate) fn not_asked(server: &str, why: &Error) -> Error {
     let text = format!(

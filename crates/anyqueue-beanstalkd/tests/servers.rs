@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use anyqueue_core::{Accepted, Defaults, ErrorKind, Figure, Incoming, Settlement, Severity, State, Which};
@@ -269,6 +270,7 @@ async fn a_reserve_is_not_kept_waiting_by_a_server_that_is_silent() {
     let broker = connect_to(silent.address).await;
     let mut consumer = consume(&*broker, &queue("q")).await;
     let begun = Instant::now();
-    assert!(reserve(&mut *consumer, Duration::from_millis(50)).await.is_empty());
+    let unheard = consumer.reserve(NonZeroUsize::MIN, Duration::from_millis(50)).await.unwrap_err();
+    assert_eq!(unheard.kind(), ErrorKind::Timeout, "it is not known that the queue is empty: {unheard}");
     assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
 }

@@ -52,23 +52,23 @@ impl RabbitConsumer {
             if !taken.is_empty() {
                 return Ok(taken);
             }
-            let looked = {
+            let known = {
                 let mut state = line.state();
                 if let Some(fault) = state.fault.take() {
                     return Err(fault);
                 }
                 // What waits here for a note is there.
                 let seen = state.looked && state.to_note.is_none();
-                if wait.is_zero() && !seen {
-                    // Whoever does not wait takes nothing for the end of the queue, and is told when it stays unknown.
-                    if !state.looked && state.hesitated >= Some(waiting.question) || now >= end {
-                        return Err(hesitates());
-                    }
-                }
                 // Whoever has waited does not wait for a server that hesitates.
-                seen || state.hesitated.is_some() && !wait.is_zero()
+                let known = seen || !wait.is_zero() && state.hesitated.is_some();
+                // Whoever does not wait is told at once when it stays unknown.
+                let unsure = wait.is_zero() && !state.looked && state.hesitated >= Some(waiting.question);
+                if !known && (unsure || now >= end) {
+                    return Err(hesitates());
+                }
+                known
             };
-            if now >= until && (looked || now >= end) {
+            if known && now >= until {
                 return Ok(taken);
             }
             line.wake.notify_one();

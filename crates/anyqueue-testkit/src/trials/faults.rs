@@ -176,6 +176,42 @@ pub(super) async fn c15_a_black_hole_is_noticed(rig: &Rig) -> Outcome {
     passed()
 }
 
+/// While the server is silent, for new connections too, no reserve says that there is nothing: once one has failed, all do
+/// until the server is back. Without a wait too, for whoever drains a queue takes "nothing" for its end.
+pub(super) async fn c15_silence_is_no_empty_queue(rig: &Rig) -> Outcome {
+    let Link::Network { liveness } = rig.driver.capabilities.link else {
+        return not_applicable(no_connection(rig.driver.capabilities.link).unwrap_or_default());
+    };
+    let (url, proxy) = rig.stage.proxied.as_ref().ok_or("this harness must give a proxied URL, since its link is a network")?;
+    let (_direct, queue, _) = rig.open("silence").await?;
+    let broker = rig.connect_with(url, anyqueue_core::Create::Auto).await?;
+    let mut consumer = consume(&*broker, &queue).await?;
+    assert!(drain(&mut *consumer, Duration::from_millis(100)).await?.is_empty());
+    let wait = Duration::from_secs(1);
+    proxy.black(true);
+    let began = rig.now();
+    // What was seen a moment before, and a server that says by itself when something comes, are believed until it is noticed.
+    while crate::rig::reserve(&mut *consumer, 1, wait).await.is_ok() {
+        let late = rig.now().since(began);
+        assert!(late < liveness * 2 + rig.slack(wait), "silent for {late:?}, and the queue is still said to be empty");
+        rig.pass(Duration::from_millis(50)).await;
+    }
+    for wait in [wait, wait, Duration::ZERO, wait, Duration::ZERO] {
+        let got = crate::rig::reserve(&mut *consumer, 1, wait).await.map(|got| got.len());
+        assert!(got.is_err(), "{got:?} tasks with a wait of {wait:?}, {:?} after the server fell silent", rig.now().since(began));
+        // As a worker that failed does: what is fetched for nobody ends meanwhile.
+        rig.pass(Duration::from_millis(500)).await;
+    }
+    proxy.black(false);
+    let began = rig.now();
+    while let Err(e) = crate::rig::reserve(&mut *consumer, 1, wait).await {
+        let late = rig.now().since(began);
+        assert!(late < liveness + rig.slack(wait), "{late:?} after the server was back: {e}");
+        rig.pass(Duration::from_millis(50)).await;
+    }
+    passed()
+}
+
 /// A connection that is reset is made anew, and work goes on at once.
 pub(super) async fn c15_a_reset_is_noticed(rig: &Rig) -> Outcome {
     if let Some(why) = no_connection(rig.driver.capabilities.link) {

@@ -67,6 +67,7 @@ pub(crate) fn all() -> &'static [Trial] {
         Shared faults::c14_a_killed_writer_loses_nothing,
         Own restart::c14_a_done_task_stays_done,
         Shared faults::c15_a_black_hole_is_noticed,
+        Shared faults::c15_silence_is_no_empty_queue,
         Shared faults::c15_a_reset_is_noticed,
         Shared admin::c16_figures_are_what_is_claimed,
         Shared admin::c16_facts_of_one_task,
