@@ -18,9 +18,6 @@ use super::shared::{Shared, Watched};
 /// An idle reserve waits so long before it looks again: a safety net, since wake-ups are pushed.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// The first reserve after a failure waits so long.
-const PROBE: Duration = Duration::from_secs(1);
-
 /// Parts of what may be in this process that are asked for one by one, so that one is settled while another is reserved
 /// and a third one runs.
 const SHARES: usize = 4;
@@ -115,12 +112,9 @@ async fn reserve(
         None => consumer.insert(connect(watched, priorities, prefetch, strict).await?),
     };
     let settled = shared.state().settled;
-    // After a failure the first request is to show whether the broker is back, also where there is nothing to do.
-    let wait = match watched.health().failures {
-        _ if shared.drain => Duration::ZERO,
-        0 => IDLE,
-        _ => PROBE,
-    };
+    // After a failure the first request is to show whether the broker is back, also where there is nothing to do: who does not
+    // wait is told as soon as it answers, however slow that is.
+    let wait = if shared.drain || watched.health().failures > 0 { Duration::ZERO } else { IDLE };
     let deliveries = tokio::select! {
         deliveries = consumer.reserve(demand, wait) => deliveries?,
         () = broken_off(shared, watched) => return Ok(None),
