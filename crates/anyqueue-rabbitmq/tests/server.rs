@@ -166,8 +166,10 @@ async fn a_more_urgent_task_that_comes_later_begins_before_those_that_wait() {
     broker.send(&queue, &urgent).await.into_iter().for_each(|sent| drop(sent.unwrap()));
     // The server counts, and hands out, a moment after it has confirmed.
     let until = Instant::now() + SOON;
-    while ready().await <= before {
+    // Some may be fetched already, and some that were may be back.
+    while ready().await < before + 25 {
         assert!(Instant::now() < until, "they are not ready");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     for number in 100..130 {
         let delivery = next(&mut *consumer).await;

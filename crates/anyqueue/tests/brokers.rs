@@ -101,18 +101,27 @@ async fn what_the_broker_has_otherwise_is_told_when_work_begins_and_keeps_nothin
     scripted.set_drift(std::slice::from_ref(&drift));
     let queues = staged("other", Some(Arc::new(scripted.clone())), TestClock::start()).await;
     scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &1)).unwrap());
-    // It is compared again when the first try fails, and one that is full is worked without.
-    scripted.fail_next(Verb::Declare, Error::unavailable("reset"));
+    // It is compared again when tries fail, and its work does not wait for that.
+    for _ in 0..20 {
+        scripted.fail_next(Verb::Declare, Error::unavailable("reset"));
+    }
     let runner = Runner::new(queues.clone()).queue(counting("q", &Arc::default()));
-    let (handle, run) = (runner.handle(), tokio::spawn(runner.run()));
+    let (handle, began, run) = (runner.handle(), tokio::time::Instant::now(), tokio::spawn(runner.run()));
     as_long_as(|| handle.progress().done == 0).await;
-    assert_eq!(handle.health()[0].drift, [drift]);
+    assert!(began.elapsed() < Duration::from_millis(50) && handle.health()[0].drift.is_none());
+    as_long_as(|| handle.health()[0].drift.is_none()).await;
+    assert_eq!((handle.health()[0].drift.clone(), handle.health()[0].failures), (Some(vec![drift.clone()]), 0));
     handle.stop();
     run.await.unwrap().unwrap();
-    scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &1)).unwrap());
-    scripted.fail_next(Verb::Declare, Error::new(anyqueue_core::ErrorKind::Full, "draining"));
-    let drained = Runner::new(queues).queue(counting("q", &Arc::default())).drain().run().await.unwrap();
-    assert_eq!(drained.progress.done, 1);
+    // A drain that is over at once waits for that, but not long.
+    for (failures, least, most) in [(1, 50, 500), (50, 2000, 3000)] {
+        scripted.feed(&q(), &queues.prepare("q", NewTask::new("w", &1)).unwrap());
+        (0..failures).for_each(|_| scripted.fail_next(Verb::Declare, Error::unavailable("reset")));
+        let began = tokio::time::Instant::now();
+        let drained = Runner::new(queues.clone()).queue(counting("q", &Arc::default())).drain().run().await.unwrap();
+        let took = began.elapsed().as_millis();
+        assert!(drained.progress.done == 1 && (least..most).contains(&took), "{took} ms");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
-use anyqueue::core::{Error, TaskId, chain, priority, time};
+use anyqueue::core::{Error, ErrorKind, TaskId, chain, priority, time};
 use anyqueue::{NewTask, Queues, Sender, Sent};
 use futures::future::join_all;
 use serde::{Deserialize, Deserializer};
@@ -153,10 +153,12 @@ impl Targets<'_> {
     fn heard(&mut self, queue: &str, answers: &[Result<Sent, Error>]) {
         if answers.iter().any(Result::is_ok) {
             self.taking.insert(queue.to_owned());
-        } else if answers.iter().any(|answer| answer.as_ref().is_err_and(Error::is_retryable)) {
+        } else if let Some(e) = answers.iter().filter_map(|answer| answer.as_ref().err()).find(|e| e.is_retryable()) {
             let (senders, broker) = (&self.senders, self.senders.get(queue).map(Sender::broker).unwrap_or_default());
-            // A queue that takes nothing at all hurries the others once.
-            if self.taking.remove(queue) | self.outages.insert(broker.to_owned()) {
+            let took = self.taking.remove(queue);
+            // Each time that a broker stops to answer hurries all its queues; one queue that is full, only itself.
+            let silent = matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout);
+            if silent && (took | self.outages.insert(broker.to_owned())) {
                 self.taking.retain(|other| senders.get(other).is_none_or(|sender| sender.broker() != broker));
             }
         }

@@ -152,7 +152,7 @@ impl RunnerHandle {
                 failures: health.failures,
                 error: health.error,
                 last_answer: health.last_answer.map(|at| now.since(at)),
-                drift: health.drift.unwrap_or_default(),
+                drift: health.drift,
             }
         };
         shared.watched.iter().map(of).collect()

@@ -37,8 +37,9 @@ pub struct QueueHealth {
     pub error: Option<String>,
     /// How long ago the broker last answered; `None` if it never did.
     pub last_answer: Option<Duration>,
-    /// What the broker has otherwise than the settings say, as it was found when work on the queue began.
-    pub drift: Vec<Drift>,
+    /// What the broker has otherwise than the settings say, as it was found when work on the queue began; `None` until then, or
+    /// if it may not be compared.
+    pub drift: Option<Vec<Drift>>,
 }
 
 impl Health {

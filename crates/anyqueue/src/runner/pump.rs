@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyqueue_core::{
-    Broker, ConsumeOptions, Consumer, Delivery, Error, ErrorKind, Incoming, PriorityRange, Requirements, Result, Settler, TaskId,
-    chain,
+    ConsumeOptions, Consumer, Delivery, Error, ErrorKind, Incoming, PriorityRange, Requirements, Result, Settler, TaskId, chain,
 };
+
+use tokio::task::JoinSet;
 
 use super::attempt::Attempt;
 use super::decide::{self, Decision, Verdict};
@@ -17,6 +18,9 @@ use super::shared::{Shared, Watched};
 
 /// An idle reserve waits so long before it looks again: a safety net, since wake-ups are pushed.
 const IDLE: Duration = Duration::from_secs(30);
+
+/// A drained queue waits so long, at the end, for what is otherwise than the settings say.
+const COMPARE: Duration = Duration::from_secs(2);
 
 /// Parts of what may be in this process that are asked for one by one, so that one is settled while another is reserved
 /// and a third one runs.
@@ -28,6 +32,9 @@ const PART: usize = 64;
 pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: PriorityRange, prefetch: usize, strict: bool) {
     let mut consumer: Option<Consuming> = None;
     let mut unread: Option<Unread> = None;
+    // Ends with the pump. A queue that hangs, or one silent server of several, keeps no work from beginning.
+    let mut comparing = JoinSet::new();
+    comparing.spawn(compare(shared.clone(), watched.clone()));
     while let Some(demand) = demanded(&shared, &watched, prefetch, &mut unread).await {
         // A broker that always answers at once would keep the thread from the other queues.
         tokio::task::yield_now().await;
@@ -50,6 +57,12 @@ pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: 
     }
     take_in(&shared, &watched, unread).await;
     close(&watched, consumer).await;
+    if shared.drain {
+        tokio::select! {
+            _ = comparing.join_next() => {}
+            () = shared.clock.sleep_until(shared.clock.now() + COMPARE) => {}
+        }
+    }
     shared.state().lanes[watched.lane].dead = true;
     shared.activity.notify_one();
 }
@@ -148,7 +161,6 @@ async fn connect(watched: &Watched, priorities: &PriorityRange, prefetch: usize,
         let broker = &watched.settings.broker;
         return Err(Error::new(ErrorKind::Unsupported, problems.join("; ")).with("queue", watched.name()).with("broker", broker));
     }
-    compare(watched, &*broker).await?;
     let options = ConsumeOptions { prefetch, priorities: priorities.0.clone(), ttr: watched.settings.ttr };
     let consumer = broker.consume(watched.name(), options).await?;
     let settler = consumer.settler();
@@ -156,21 +168,28 @@ async fn connect(watched: &Watched, priorities: &PriorityRange, prefetch: usize,
 }
 
 /// Warns, once, of what the queue has otherwise than the settings say: tasks may lie where nobody here looks for them.
-async fn compare(watched: &Watched, broker: &dyn Broker) -> Result<()> {
-    if watched.health().drift.is_some() {
-        return Ok(());
-    }
-    let queue = watched.name().as_str();
-    match broker.declare(watched.name()).await {
-        Ok(declared) => {
-            declared.drift.iter().for_each(|drift| tracing::warn!(queue, "{drift}"));
-            watched.health().drift = Some(declared.drift);
+async fn compare(shared: Arc<Shared>, watched: Arc<Watched>) {
+    let (queue, mut failures) = (watched.name().as_str(), 0);
+    loop {
+        let declared = match watched.slot.connected().await {
+            Ok(broker) => broker.declare(watched.name()).await,
+            Err(e) => Err(e),
+        };
+        match declared {
+            Ok(declared) => {
+                declared.drift.iter().for_each(|drift| tracing::warn!(queue, "{drift}"));
+                watched.health().drift = Some(declared.drift);
+                return;
+            }
+            Err(e) if e.is_retryable() => {
+                failures += 1;
+                tracing::debug!(queue, error = chain(&e), "this queue cannot be compared with the settings now");
+                shared.clock.sleep_until(shared.clock.now() + health::back_off(failures)).await;
+            }
+            // It is worked all the same: one that may not be changed by this user.
+            Err(e) => return tracing::info!(queue, error = chain(&e), "this queue cannot be compared with the settings"),
         }
-        Err(e) if matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => return Err(e),
-        // It may be worked all the same: one that is full, or that may not be changed by this user.
-        Err(e) => tracing::info!(queue, error = chain(&e), "this queue cannot be compared with the settings"),
     }
-    Ok(())
 }
 
 /// What the settings of a queue ask of its broker, for the priorities that this worker takes.
