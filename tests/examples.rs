@@ -56,8 +56,8 @@ fn graceful_stop() {
     program.says("task 1 begins");
     program.signal(Signal::TERM);
     program.finish().ends_with(0).says("task 1 is done").says("stopped by a signal: 1 done");
-    let stats = &place.run(&["stats", "default", "--json"]).ends_with(0).json()[0];
-    assert_eq!((&stats["ready"], &stats["reserved"]), (&4.into(), &0.into()), "the others wait for another process");
+    let stats = place.stats();
+    assert_eq!((stats.ready, stats.reserved), (4, 0), "the others wait for another process");
 
     // They are the first in line, so that the five new ones come behind them.
     let program = start(&place, "graceful-stop", &[]);

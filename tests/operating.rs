@@ -15,7 +15,7 @@ fn a_task_is_held_kicked_and_done_and_another_deleted() {
     place.write("ok", "");
     place.run(&["kick", &place.queue, &ids[1]]).ends_with(0).says("kicked 1 task");
     place.run(&["--watch", "--drain"]).ends_with(0).says("1 done");
-    assert!(place.stats().is_settled() && place.held().is_empty());
+    assert!(place.seems_settled() && place.held().is_empty());
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn a_paused_queue_waits_for_its_resumption_in_every_process() {
     // A runner that was waiting already may have it for a moment, until it has read that the queue is paused.
     until("the task waits", || (place.stats().ready == 1).then_some(()));
     place.run(&["resume", &place.queue]).ends_with(0);
-    until("the task is done", || place.stats().is_settled().then_some(()));
+    until("the task is done", || place.seems_settled().then_some(()));
     runner.stop().ends_with(0).says("1 done");
     place.send("work", "2", &["--delay", "1h"]);
     place.run(&["purge", &place.queue, "--yes"]).ends_with(0).says("removed 1 task");

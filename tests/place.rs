@@ -136,20 +136,16 @@ impl Place {
         Process::start(&mut command).finish().ends_with(0);
     }
 
-    fn figures(&self) -> Value {
-        self.run(&["stats", &self.queue, "--json"]).ends_with(0).json().remove(0)
-    }
-
     /// Whether nothing is left to be worked, by the counts that the broker tells. Some brokers do not tell all.
     pub(crate) fn seems_settled(&self) -> bool {
-        let figures = self.figures();
-        ["ready", "delayed", "reserved"].iter().all(|name| figures[*name].as_u64().unwrap_or(0) == 0)
+        let stats = self.stats();
+        stats.ready + stats.delayed + stats.reserved == 0
     }
 
-    /// The figures of the queue.
+    /// The figures of the queue; 0 for what the broker does not tell.
     pub(crate) fn stats(&self) -> Stats {
-        let figures = self.figures();
-        let figure = |name: &str| figures[name].as_u64().unwrap_or_else(|| panic!("`{name}` is unknown: {figures}"));
+        let figures = self.run(&["stats", &self.queue, "--json"]).ends_with(0).json().remove(0);
+        let figure = |name: &str| figures[name].as_u64().unwrap_or(0);
         Stats { ready: figure("ready"), delayed: figure("delayed"), reserved: figure("reserved"), held: figure("held") }
     }
 
@@ -197,13 +193,6 @@ pub(crate) struct Stats {
     pub(crate) held: u64,
 }
 
-impl Stats {
-    /// Whether nothing is left to be worked.
-    pub(crate) fn is_settled(self) -> bool {
-        self.ready + self.delayed + self.reserved == 0
-    }
-}
-
 /// A line of the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Event {
@@ -225,6 +214,13 @@ impl Event {
 /// The URL of the broker that all tests go to; without one each has a file of its own.
 pub(crate) fn broker() -> Option<String> {
     std::env::var(BROKER).ok().filter(|url| !url.is_empty() && url != "sqlite")
+}
+
+/// Kills the broker of all tests, if it may be, and waits until it is there again.
+pub(crate) fn kill_the_broker() -> bool {
+    let Some(wish) = std::env::var_os("ANYQUEUE_TEST_KILL").map(PathBuf::from) else { return false };
+    fs::write(&wish, "").unwrap();
+    until("the broker is there again", || (!wish.exists()).then_some(true))
 }
 
 /// Looks again and again until something is there.

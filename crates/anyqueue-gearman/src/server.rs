@@ -148,9 +148,9 @@ impl Server {
         let mut state = self.state();
         state.refused = (state.refused + 1).min(8);
         let most = Duration::from_millis(25 << state.refused).min(MAX_BACK_OFF);
-        // Jitter: the instant's own digits are random enough to keep clients apart.
-        let part = Duration::from_nanos(u64::from(Instant::now().elapsed().subsec_nanos()) + most.as_nanos() as u64 / 2);
-        state.alone_until = Some((Instant::now() + part.min(most), why.duplicate()));
+        // Clients that were refused together come back one by one.
+        let part = most.mul_f64(0.5 + fastrand::f64() / 2.0);
+        state.alone_until = Some((Instant::now() + part, why.duplicate()));
     }
 
     /// The present session, or a new one.
