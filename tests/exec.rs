@@ -71,8 +71,10 @@ fn a_program_gets_the_files_name_and_no_settings_and_leaves_standard_output_alon
 #[test]
 fn the_exit_code_is_the_outcome() {
     // The data is the exit code; a second attempt ends well.
-    let place =
-        scripted("[ $ANYQUEUE_ATTEMPT = 2 ] && echo $$ > second && exit 0\necho because >&2\nexit $(cat)\n", "backoff = { first = \"10ms\" }");
+    let place = scripted(
+        "[ $ANYQUEUE_ATTEMPT = 2 ] && echo $$ > second && exit 0\necho because >&2\nexit $(cat)\n",
+        "backoff = { first = \"10ms\" }",
+    );
     place.send("work", "0", &[]);
     drain(&place).says("drained: 1 done\n");
     for code in ["75", "1", "126"] {

@@ -214,6 +214,22 @@ async fn a_ttr_above_the_servers_is_refused_by_the_settings_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_outlasts_the_servers_timeout_comes_again_and_its_worker_is_told() {
+    // The server closes the channel with PRECONDITION_FAILED; it looks each second.
+    let node = start("", ["consumer_timeout = 2000", "channel_tick_interval = 1000"]).await;
+    let (broker, queue) = (connect(&node, "").await, name("outlasted"));
+    broker.declare(&queue).await.unwrap();
+    broker.send(&queue, &[Sample::new(1).envelope()]).await.remove(0).unwrap();
+    let mut consumer = consumer(&*broker, &queue).await;
+    let first = next(&mut *consumer).await;
+    let again = next(&mut *consumer).await;
+    assert_eq!((Sample::number(&again), again.receipt == first.receipt), (Some(1), false));
+    let late = consumer.settler().settle(&[(first.receipt, Settlement::Done)]).await.remove(0);
+    assert_eq!(late.unwrap_err().kind(), ErrorKind::LeaseLost, "its channel is gone");
+    settle(&*consumer, &again, Settlement::Done).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_delivery_limit_throws_out_is_held() {
     let node = node().await;
     let (broker, queue) = (connect(&node, "").await, name("limit"));

@@ -102,9 +102,22 @@
 //! }
 //! ```
 //!
-//! A sender needs `GetQueueUrl`, `GetQueueAttributes` and `SendMessage` of these. `queue-runner init` needs
-//! `sqs:CreateQueue` as well, operators `sqs:TagQueue` and `sqs:UntagQueue` to pause and to purge, and `sqs:PurgeQueue` to
-//! empty a queue with all that is reserved. Without `GetQueueAttributes` or `ListQueueTags` work goes on: figures, limits
+//! A dead-letter queue that has another name is a resource of its own. Who runs `queue-runner init` makes queues and needs
+//! nothing of their tasks:
+//!
+//! ```json
+//! {
+//!   "Version": "2012-10-17",
+//!   "Statement": [{
+//!     "Effect": "Allow",
+//!     "Action": ["sqs:CreateQueue", "sqs:GetQueueUrl", "sqs:GetQueueAttributes", "sqs:ListQueueTags"],
+//!     "Resource": "arn:aws:sqs:eu-west-1:123456789012:staging-*"
+//!   }]
+//! }
+//! ```
+//!
+//! A sender needs `GetQueueUrl`, `GetQueueAttributes` and `SendMessage`. Operators need what a worker does, `sqs:TagQueue`
+//! and `sqs:UntagQueue` to pause and to purge, and `sqs:PurgeQueue` to empty a queue with all that is reserved. Without `GetQueueAttributes` or `ListQueueTags` work goes on: figures, limits
 //! and pauses are then not known, and `queue-runner check` says so. Queues that are encrypted with a key of your own need
 //! `kms:GenerateDataKey` and `kms:Decrypt` on it.
 //!

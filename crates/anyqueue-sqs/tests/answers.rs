@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyqueue_core::{Effect, ErrorKind, Settlement};
 use anyqueue_testkit::Sample;
-use shared::stub::{Stub, message, ok, refused, usual};
+use shared::stub::{Stub, message, ok, refused, usual, worked};
 use shared::{consumer, incoming, one, queue, reserve, settle};
 
 /// A send that SQS throttles is made again, less and less often, and nobody hears of it.
@@ -85,6 +85,26 @@ async fn missing_rights_are_named_and_stop_nobody() {
     for right in ["sqs:GetQueueAttributes", "sqs:ListQueueTags"] {
         assert!(findings.iter().any(|finding| finding.text.contains(right)), "{right}: {findings:?}");
     }
+}
+
+/// Who may not create queues uses those that are there, and never asks for one.
+#[tokio::test]
+async fn a_queue_that_is_there_needs_no_right_to_create_it() {
+    let stub = Stub::start(|operation, number| match operation {
+        "receivemessage" if number == 1 => ok(&message()),
+        "sendmessagebatch" | "deletemessagebatch" => worked(),
+        operation if operation.starts_with("createqueue") => refused("AccessDeniedException"),
+        _ => usual(operation),
+    })
+    .await;
+    let (broker, queue) = (stub.connect().await, queue("q"));
+    assert!(!broker.declare(&queue).await.unwrap().created);
+    broker.send(&queue, &[Sample::new(1).envelope()]).await.remove(0).unwrap();
+    let mut consumer = consumer(&*broker, &queue).await;
+    let task = one(&mut *consumer).await;
+    settle(&*consumer.settler(), &task, Settlement::Done).await.unwrap();
+    let asked = stub.operations();
+    assert!(!asked.iter().any(|operation| operation.starts_with("createqueue")), "{asked:?}");
 }
 
 /// A retry whose delete fails is settled by the next try, without a second copy.

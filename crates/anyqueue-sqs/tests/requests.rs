@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyqueue_core::{ConnectOptions, ConsumeOptions, Receipt, Settlement};
 use anyqueue_testkit::servers::sqs;
 use anyqueue_testkit::{Sample, Server, SystemClock};
+use shared::stub::{Stub, ok, received, usual, worked};
 use shared::{Place, SOON, consumer, incoming, one, queue, reserve, send};
 
 const TASKS: usize = 2000;
@@ -49,15 +50,48 @@ async fn a_backlog_costs_a_third_of_a_request_for_each_task() {
 #[tokio::test]
 async fn an_idle_queue_costs_what_waits() {
     let place = Place::new().await;
-    let options = ConnectOptions::new(&format!("{}?wait=1s", place.url()), Arc::new(SystemClock)).unwrap();
-    let (broker, queue) = (anyqueue_sqs::DRIVER.open(options).await.unwrap(), queue("idle"));
-    let mut consumer = consumer(&*broker, &queue).await;
-    assert!(reserve(&mut *consumer, 1, Duration::from_secs(1)).await.is_empty());
-    let before = broker.info().round_trips;
-    assert!(reserve(&mut *consumer, 1, Duration::from_secs(4)).await.is_empty());
-    let asked = broker.info().round_trips - before;
-    // Of each band a look and up to five waits of a second; some for the marks of a pause, and for what is held.
-    assert!(asked <= 3 * 6 + 6, "{asked} requests in four seconds of nothing");
+    for bands in [3, 1] {
+        let url = format!("{}?wait=1s&bands={bands}", place.url());
+        let options = ConnectOptions::new(&url, Arc::new(SystemClock)).unwrap();
+        let (broker, queue) = (anyqueue_sqs::DRIVER.open(options).await.unwrap(), queue(&format!("idle-{bands}")));
+        let mut consumer = consumer(&*broker, &queue).await;
+        assert!(reserve(&mut *consumer, 1, Duration::from_secs(1)).await.is_empty());
+        let before = broker.info().round_trips;
+        assert!(reserve(&mut *consumer, 1, Duration::from_secs(4)).await.is_empty());
+        let asked = broker.info().round_trips - before;
+        // Of each band a look and up to five waits of a second; some for the marks of a pause, and for what is held.
+        assert!(asked <= bands * 6 + 6, "{asked} requests in four seconds of nothing, {bands} bands");
+    }
+}
+
+/// Ten tasks with a TTR of their own that came together are hidden for it by one request.
+#[tokio::test]
+async fn ten_ttrs_cost_one_request() {
+    fn ten() -> String {
+        let all: Vec<_> = (0..10)
+            .map(|n| {
+                let body = String::from_utf8(Sample::new(n).envelope().body.to_vec()).unwrap();
+                let one = received(&body, 1, "p1024 t300", "").replace(r#""r""#, &format!(r#""r{n}""#));
+                one[r#"{"Messages":["#.len()..one.len() - 2].to_owned()
+            })
+            .collect();
+        format!(r#"{{"Messages":[{}]}}"#, all.join(","))
+    }
+    let stub = Stub::start(|operation, number| match operation {
+        "receivemessage" if number == 1 => ok(&ten()),
+        "changemessagevisibilitybatch" => worked(),
+        _ => usual(operation),
+    })
+    .await;
+    let broker = stub.connect().await;
+    let mut consumer = consumer(&*broker, &queue("q")).await;
+    let mut tasks = Vec::new();
+    while tasks.len() < 10 {
+        tasks.extend(reserve(&mut *consumer, 10, SOON).await);
+    }
+    assert!(tasks.iter().all(|task| task.lease == Duration::from_secs(300)));
+    let asked = stub.asked("changemessagevisibilitybatch");
+    assert_eq!((asked.len(), asked[0].matches(r#""VisibilityTimeout":300"#).count()), (1, 10), "{asked:?}");
 }
 
 /// Ten retries are a request that sends and one that deletes.

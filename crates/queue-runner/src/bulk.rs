@@ -90,10 +90,44 @@ struct Targets<'a> {
     work: &'a Work,
     unchecked: bool,
     senders: HashMap<String, Sender>,
-    /// The brokers for which lines were tried for all the time that there is.
-    outages: HashSet<String>,
-    /// The queues that took lines, and since the outage of their broker began if there is one.
-    taking: HashSet<String>,
+    outages: Outages,
+}
+
+/// What was waited for in vain: lines that cannot be sent are tried for all the time that there is once, and not line by line.
+#[derive(Debug, Default)]
+struct Outages {
+    /// The brokers that did not answer.
+    silent: HashSet<String>,
+    /// The queues that took lines, since the outage of their broker began if there is one, and the broker of each.
+    taking: HashMap<String, String>,
+    /// The queues whose own last lines were waited for in vain, whatever their broker says of others.
+    refusing: HashSet<String>,
+}
+
+impl Outages {
+    fn hurries(&self, queue: &str, broker: &str) -> bool {
+        self.refusing.contains(queue) || self.silent.contains(broker) && !self.taking.contains_key(queue)
+    }
+
+    /// Notes how a queue's lines fared.
+    fn heard(&mut self, queue: &str, broker: &str, answers: &[Result<Sent, Error>]) {
+        if answers.iter().any(Result::is_ok) {
+            self.refusing.remove(queue);
+            self.taking.insert(queue.to_owned(), broker.to_owned());
+            return;
+        }
+        let mut again = answers.iter().filter_map(|answer| answer.as_ref().err()).filter(|e| e.is_retryable()).peekable();
+        if again.peek().is_none() {
+            return;
+        }
+        let took = self.taking.remove(queue).is_some();
+        self.refusing.insert(queue.to_owned());
+        // Each time that a broker stops to answer hurries all its queues; one queue that is full, only itself.
+        let silent = again.any(|e| matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout));
+        if silent && (took | self.silent.insert(broker.to_owned())) {
+            self.taking.retain(|_, of| of != broker);
+        }
+    }
 }
 
 impl Targets<'_> {
@@ -133,8 +167,7 @@ impl Targets<'_> {
             }
         };
         let usual = self.queues.settings().brokers.get(sender.broker()).map_or(HASTE, |broker| broker.send_timeout);
-        let hurry = self.outages.contains(sender.broker()) && !self.taking.contains(queue);
-        Ok(if hurry { sender.patience(HASTE.min(usual)) } else { sender })
+        Ok(if self.outages.hurries(queue, sender.broker()) { sender.patience(HASTE.min(usual)) } else { sender })
     }
 
     async fn connect(&self, queue: &str) -> Result<Sender, Error> {
@@ -146,21 +179,6 @@ impl Targets<'_> {
                 Queues::connect(settings).await?.queue(queue)
             }
             sender => sender,
-        }
-    }
-
-    /// Notes how a queue's lines fared.
-    fn heard(&mut self, queue: &str, answers: &[Result<Sent, Error>]) {
-        if answers.iter().any(Result::is_ok) {
-            self.taking.insert(queue.to_owned());
-        } else if let Some(e) = answers.iter().filter_map(|answer| answer.as_ref().err()).find(|e| e.is_retryable()) {
-            let (senders, broker) = (&self.senders, self.senders.get(queue).map(Sender::broker).unwrap_or_default());
-            let took = self.taking.remove(queue);
-            // Each time that a broker stops to answer hurries all its queues; one queue that is full, only itself.
-            let silent = matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout);
-            if silent && (took | self.outages.insert(broker.to_owned())) {
-                self.taking.retain(|other| senders.get(other).is_none_or(|sender| sender.broker() != broker));
-            }
         }
     }
 }
@@ -176,14 +194,8 @@ fn unnumbered(e: &serde_json::Error) -> String {
 }
 
 pub(crate) async fn run(context: &mut Context<'_>, queues: &Queues, work: &Work) -> Result<u8> {
-    let mut targets = Targets {
-        queues,
-        work,
-        unchecked: context.unchecked,
-        senders: HashMap::new(),
-        outages: HashSet::new(),
-        taking: HashSet::new(),
-    };
+    let mut targets =
+        Targets { queues, work, unchecked: context.unchecked, senders: HashMap::new(), outages: Outages::default() };
     let mut lines = lines();
     let bar = context.screen.progress(None);
     let (mut sent, mut failed) = (0, 0);
@@ -231,15 +243,52 @@ async fn send_batch(targets: &mut Targets<'_>, batch: Vec<Numbered>) -> Vec<(u64
     for (queue, tasks) in by_queue {
         let (numbers, tasks): (Vec<u64>, Vec<NewTask>) = tasks.into_iter().unzip();
         match targets.sender(&queue).await {
-            Ok(sender) => sends.push(async move { (queue, numbers, sender.send_all(tasks).await) }),
+            Ok(sender) => sends.push(async move {
+                let sent = sender.send_all(tasks).await;
+                (queue, sender.broker().to_owned(), numbers, sent)
+            }),
             Err(e) => answers.extend(numbers.into_iter().map(|number| (number, Err(e.duplicate())))),
         }
     }
     // Side by side: those that have to wait do so together.
-    for (queue, numbers, sent) in join_all(sends).await {
-        targets.heard(&queue, &sent);
+    let mut all = join_all(sends).await;
+    // Those that failed first: what others say of the same minutes is newer than that.
+    all.sort_by_key(|(.., sent)| sent.iter().any(Result::is_ok));
+    for (queue, broker, numbers, sent) in all {
+        targets.outages.heard(&queue, &broker, &sent);
         answers.extend(numbers.into_iter().zip(sent));
     }
     answers.sort_by_key(|(number, _)| *number);
     answers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_outage_is_waited_for_once_by_each_and_a_full_queue_hurries_itself() {
+        let settings = anyqueue::Settings::builder().text("test", "[brokers.default]\nurl = \"memory:\"\n[queues.q]\n");
+        let queues = Queues::connect(settings.environment([]).load().unwrap()).await.unwrap();
+        let taken = || async { vec![queues.queue("q").unwrap().send(NewTask::new("w", &1)).await] };
+        let failed = |kind| vec![Err(Error::new(kind, "no"))];
+        let mut outages = Outages::default();
+        let hurries =
+            |outages: &Outages| ["a", "b", "c"].map(|queue| outages.hurries(queue, if queue == "c" { "other" } else { "one" }));
+        outages.heard("a", "one", &taken().await);
+        outages.heard("b", "one", &failed(ErrorKind::Full));
+        assert_eq!(hurries(&outages), [false, true, false], "a full queue hurries itself and no other one");
+        outages.heard("b", "one", &taken().await);
+        assert_eq!(hurries(&outages), [false; 3], "there is room again");
+        outages.heard("a", "one", &failed(ErrorKind::Unavailable));
+        assert_eq!(hurries(&outages), [true, true, false], "what one has waited for, the other one need not");
+        outages.heard("b", "one", &taken().await);
+        assert_eq!(hurries(&outages), [true, false, false]);
+        outages.heard("a", "one", &taken().await);
+        let mixed = [ErrorKind::Full, ErrorKind::Timeout].map(|kind| Err(Error::new(kind, "no")));
+        outages.heard("b", "one", &mixed);
+        assert_eq!(hurries(&outages), [true, true, false], "a second outage");
+        outages.heard("c", "other", &failed(ErrorKind::Unsupported));
+        assert!(!outages.hurries("c", "other"), "a line that nobody would take says nothing of the broker");
+    }
 }

@@ -65,7 +65,11 @@ impl Keeper {
                     // What is worked on does not suffer when a question about it stays without an answer.
                     Err(e) if e.is_retryable() && channel.status().connected() => {
                         tracing::debug!(queue = self.line.queue.as_str(), error = chain(&e), "what is ready is not known");
-                        self.line.state().answer(question, false);
+                        match e.kind() {
+                            // A server that says nothing has not said that there is nothing.
+                            ErrorKind::Timeout => self.line.state().fault = Some(e),
+                            _ => self.line.state().answer(question, false),
+                        }
                         self.line.bell.notify_one();
                         // It may be asked again at once, and fail as soon.
                         tokio::time::sleep(SELDOM).await;

@@ -131,6 +131,30 @@ async fn a_kick_that_is_refused_says_so_and_keeps_the_rest_held() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_a_batch_those_tasks_fail_that_the_server_refused() {
+    let node = node().await;
+    let (broker, queue) = (connect(&node, "bands=none").await, name("full"));
+    let (_connection, channel) = other(&node).await;
+    let mut small = FieldTable::default();
+    small.insert("x-max-length".into(), AMQPValue::LongLongInt(5));
+    small.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), small).await.unwrap();
+    broker.declare(&queue).await.unwrap();
+    let answers = broker.send(&queue, &Sample::many(50)).await;
+    let taken = answers.iter().filter(|answer| answer.is_ok()).count();
+    let refused = |error: &anyqueue_core::Error| error.kind() == ErrorKind::Full && error.effect() == Effect::None;
+    assert!((5..50).contains(&taken), "{taken} are taken");
+    assert!(answers.iter().all(|answer| answer.as_ref().err().is_none_or(refused)), "{answers:?}");
+    let mut consumer = consumer(&*broker, &queue).await;
+    for _ in 0..taken {
+        let task = next(&mut *consumer).await;
+        assert!(answers[Sample::number(&task).unwrap() as usize].is_ok(), "one that was refused is there");
+        settle(&*consumer, &task, Settlement::Done).await;
+    }
+    assert!(consumer.reserve(NonZeroUsize::MIN, Duration::ZERO).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_delayed_tasks_of_a_queue_are_purged_and_none_of_another() {
     let node = node().await;
     let (broker, queue, near) = (connect(&node, "").await, name("purged"), name("purged"));

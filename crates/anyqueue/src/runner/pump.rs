@@ -20,7 +20,13 @@ use super::shared::{Shared, Watched};
 const IDLE: Duration = Duration::from_secs(30);
 
 /// A drained queue waits so long, at the end, for what is otherwise than the settings say.
-const COMPARE: Duration = Duration::from_secs(2);
+const COMPARE: Duration = Duration::from_secs(1);
+
+/// A broker that does not say at once whether it has tasks is asked, each second time, with a wait.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// A queue that is not there, or that this user may not look at, is compared with the settings again after this time.
+const COMPARE_AGAIN: Duration = Duration::from_secs(60);
 
 /// Parts of what may be in this process that are asked for one by one, so that one is settled while another is reserved
 /// and a third one runs.
@@ -126,8 +132,14 @@ async fn reserve(
     };
     let settled = shared.state().settled;
     // After a failure the first request is to show whether the broker is back, also where there is nothing to do: who does not
-    // wait is told as soon as it answers, however slow that is.
-    let wait = if shared.drain || watched.health().failures > 0 { Duration::ZERO } else { IDLE };
+    // wait is told as soon as it answers, however slow that is. Some do not know at once what they have: who waits a little is
+    // told that there is nothing.
+    let wait = match watched.health().failures {
+        _ if shared.drain => Duration::ZERO,
+        0 => IDLE,
+        failures if failures % 2 == 1 => Duration::ZERO,
+        _ => PROBE,
+    };
     let deliveries = tokio::select! {
         deliveries = consumer.reserve(demand, wait) => deliveries?,
         () = broken_off(shared, watched) => return Ok(None),
@@ -169,7 +181,7 @@ async fn connect(watched: &Watched, priorities: &PriorityRange, prefetch: usize,
 
 /// Warns, once, of what the queue has otherwise than the settings say: tasks may lie where nobody here looks for them.
 async fn compare(shared: Arc<Shared>, watched: Arc<Watched>) {
-    let (queue, mut failures) = (watched.name().as_str(), 0);
+    let (queue, mut failures, mut told) = (watched.name().as_str(), 0, false);
     loop {
         let declared = match watched.slot.connected().await {
             Ok(broker) => broker.declare(watched.name()).await,
@@ -186,8 +198,16 @@ async fn compare(shared: Arc<Shared>, watched: Arc<Watched>) {
                 tracing::debug!(queue, error = chain(&e), "this queue cannot be compared with the settings now");
                 shared.clock.sleep_until(shared.clock.now() + health::back_off(failures)).await;
             }
-            // It is worked all the same: one that may not be changed by this user.
-            Err(e) => return tracing::info!(queue, error = chain(&e), "this queue cannot be compared with the settings"),
+            // It is worked all the same: one that may not be changed by this user, or is made later.
+            Err(e) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!(queue, error = chain(&e), "this queue cannot be compared with the settings");
+                }
+                if shared.drain || !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Denied) {
+                    return;
+                }
+                shared.clock.sleep_until(shared.clock.now() + COMPARE_AGAIN).await;
+            }
         }
     }
 }
