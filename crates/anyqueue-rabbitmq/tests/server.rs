@@ -215,8 +215,9 @@ async fn a_ttr_above_the_servers_is_refused_by_the_settings_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_outlasts_the_servers_timeout_comes_again_and_its_worker_is_told() {
-    // The server closes the channel with PRECONDITION_FAILED; it looks each second.
-    let node = start("", ["consumer_timeout = 2000", "channel_tick_interval = 1000"]).await;
+    // The server closes the channel with PRECONDITION_FAILED; it looks each minute, and here each second.
+    let node = start("", ["consumer_timeout = 2000"]).await;
+    node.control(&["eval", "application:set_env(rabbit, channel_tick_interval, 1000)."]).await.unwrap();
     let (broker, queue) = (connect(&node, "").await, name("outlasted"));
     broker.declare(&queue).await.unwrap();
     broker.send(&queue, &[Sample::new(1).envelope()]).await.remove(0).unwrap();

@@ -1,6 +1,7 @@
 //! A broker that delivers what a test feeds and records what is done to it.
 
 mod admin;
+mod record;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,45 +16,7 @@ use anyqueue_core::{
 };
 use tokio::sync::Notify;
 
-/// A verb that can be made to fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verb {
-    /// `declare`.
-    Declare,
-    /// `send`, the whole call.
-    Send,
-    /// `consume`.
-    Consume,
-    /// `reserve`.
-    Reserve,
-    /// `settle`, the whole call.
-    Settle,
-    /// `touch`, the whole call.
-    Touch,
-    /// All verbs of the operator.
-    Admin,
-    /// `ping`.
-    Ping,
-}
-
-/// One thing that was done to the broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Record {
-    /// A task was sent to a queue.
-    Sent(QueueName, Envelope),
-    /// A reservation was settled.
-    Settled(Receipt, Settlement),
-    /// A reservation was touched.
-    Touched(Receipt, Duration),
-    /// A reserve was asked for: how many, and how long it may wait.
-    Reserved(usize, Duration),
-    /// A consumer was closed or dropped.
-    ConsumerClosed(QueueName),
-    /// An operator's verb was called on a queue.
-    Admin(&'static str, QueueName),
-    /// The broker was closed.
-    Closed,
-}
+pub use self::record::{Record, Verb};
 
 /// A broker for unit tests of what stands above brokers. Clones are the same broker.
 #[derive(Clone)]
@@ -86,6 +49,7 @@ struct Script {
     latency: Duration,
     peeked: Vec<Peeked>,
     drift: Vec<Drift>,
+    hesitates: bool,
 }
 
 impl Scripted {
@@ -101,6 +65,7 @@ impl Scripted {
             receipts: 0,
             latency: Duration::ZERO,
             drift: Vec::new(),
+            hesitates: false,
             peeked: Vec::new(),
         };
         Self { shared: Arc::new(Shared { clock, state: Mutex::new(script), changed: Notify::new() }) }
@@ -123,6 +88,11 @@ impl Scripted {
     /// Sets how long each call takes.
     pub fn set_latency(&self, latency: Duration) {
         self.script().latency = latency;
+    }
+
+    /// From now on nobody who does not wait is told whether there are tasks.
+    pub fn hesitate(&self) {
+        self.script().hesitates = true;
     }
 
     /// Sets what peek and the list of held tasks show.
@@ -322,6 +292,9 @@ impl Consumer for ScriptedConsumer {
         broker.record(Record::Reserved(max.get(), wait));
         let began = broker.shared.clock.now();
         broker.begin(Verb::Reserve).await?;
+        if wait.is_zero() && broker.script().hesitates {
+            return Err(Error::new(ErrorKind::Timeout, "what there is was not said at once"));
+        }
         loop {
             let changed = broker.shared.changed.notified();
             broker.failure(Verb::Reserve)?;

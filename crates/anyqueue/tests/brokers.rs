@@ -140,6 +140,22 @@ async fn a_queue_that_hangs_keeps_no_other_one_from_beginning() {
     run.await.unwrap().unwrap();
 }
 
+/// RabbitMQ does not know at once what a queue has whose only active consumer is another one.
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_knows_only_after_a_while_what_it_has_is_not_taken_for_gone() {
+    let scripted = Scripted::new(Arc::new(TestClock::start()));
+    scripted.hesitate();
+    let queues = staged("unsure", Some(Arc::new(scripted.clone())), TestClock::start()).await;
+    scripted.fail_next(Verb::Consume, Error::unavailable("reset"));
+    let runner = Runner::new(queues).queue(counting("q", &Arc::default()));
+    let (handle, run) = (runner.handle(), tokio::spawn(runner.run()));
+    let waits = |record: &Record| matches!(record, Record::Reserved(_, wait) if *wait > Duration::from_secs(10));
+    as_long_as(|| !scripted.records().iter().any(|(_, record)| waits(record))).await;
+    assert_eq!(handle.health()[0].failures, 0);
+    handle.stop();
+    assert_eq!(run.await.unwrap().unwrap().out_of_reach.len(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_queue_that_cannot_be_consumed_ends_no_others_and_is_told_at_the_end() {
     let scripted = Scripted::new(Arc::new(TestClock::start()));
