@@ -28,6 +28,8 @@ pub(crate) struct Layout {
     /// Notes of tasks that came back unharmed.
     pub(crate) notes: ShortString,
     pub(crate) ladder: Ladder,
+    /// Taken by who makes what is missing of it. A queue that hangs keeps no other one waiting.
+    pub(crate) setting_up: tokio::sync::Mutex<()>,
 }
 
 impl Layout {
@@ -44,7 +46,8 @@ impl Layout {
         };
         let bands = if style.native { vec![queue.as_str().into()] } else { ends.iter().enumerate().map(band).collect() };
         let (held, pause, notes) = (name("held"), name("pause"), name("unharmed"));
-        Self { queue: queue.clone(), style, bands, held, pause, notes, ladder: Ladder(style.kind) }
+        let (ladder, setting_up) = (Ladder(style.kind), tokio::sync::Mutex::default());
+        Self { queue: queue.clone(), style, bands, held, pause, notes, ladder, setting_up }
     }
 
     /// The queue that tasks of this priority are in.

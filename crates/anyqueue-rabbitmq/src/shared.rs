@@ -34,7 +34,8 @@ pub(crate) struct Shared {
     /// The largest message that the server takes, as far as it has said so.
     pub(crate) server_limit: AtomicU64,
     pub(crate) asking: tokio::sync::Mutex<Option<Channel>>,
-    pub(crate) setting_up: tokio::sync::Mutex<()>,
+    /// Taken by who looks at what all queues share: the ladders and what came off them.
+    pub(crate) ladders: tokio::sync::Mutex<()>,
     /// Walks under way in this process, by the name of their lock.
     pub(crate) walks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     pub(crate) notes: Notes,
@@ -71,7 +72,7 @@ impl Shared {
             publishers: Mutex::default(),
             server_limit: AtomicU64::new(MOST_PAYLOAD),
             asking: tokio::sync::Mutex::default(),
-            setting_up: tokio::sync::Mutex::default(),
+            ladders: tokio::sync::Mutex::default(),
             walks: Mutex::default(),
             notes: Notes::default(),
             // Receipts of two clients are never the same.

@@ -68,7 +68,7 @@ impl Shared {
     /// Makes what is missing, where that is allowed. Says what was made.
     pub(crate) async fn set_up(&self, layout: &Layout) -> Result<bool> {
         names::check(&layout.queue)?;
-        let _one_at_a_time = self.setting_up.lock().await;
+        let _one_at_a_time = layout.setting_up.lock().await;
         let mut made = self.ladder(layout.style.kind).await?;
         let mut channel = self.work.channel().await?;
         let (all, mut missing) = (layout.all(), Vec::new());
@@ -121,6 +121,7 @@ impl Shared {
 
     /// Puts what fell due while this queue was not there where it belongs, and what was thrown out of its held tasks back.
     async fn bring_in(&self, layout: &Layout) -> Result<()> {
+        let _one_at_a_time = self.ladders.lock().await;
         if self.strays(layout.ladder).await? == 0 {
             return Ok(());
         }
@@ -158,6 +159,7 @@ impl Shared {
 
     /// Makes the ladder, if it is not there. The last one made says that all is.
     async fn ladder(&self, kind: Kind) -> Result<bool> {
+        let _one_at_a_time = self.ladders.lock().await;
         let ladder = Ladder(kind);
         let top = ladder.rung(RUNGS - 1);
         let channel = self.work.channel().await?;

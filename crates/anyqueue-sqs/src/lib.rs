@@ -121,6 +121,10 @@
 //! and pauses are then not known, and `queue-runner check` says so. Queues that are encrypted with a key of your own need
 //! `kms:GenerateDataKey` and `kms:Decrypt` on it.
 //!
+//! # What it costs to build
+//! The SDK is 150 crates more, and 47 s more of a clean debug build of `queue-runner` on two cores (91 s with `memory` and `sqs`
+//! alone, 44 s without). It is a feature like any other: `--no-default-features --features …` leaves it out.
+//!
 //! # Tests
 //! They run on two servers that are not SQS, ministack and fauxqs. With `ANYQUEUE_TEST_SQS_URL=sqs://eu-west-1/try-` the
 //! conformance suite runs on SQS itself, all but the trials that kill a server (those stay here) and the two that cut

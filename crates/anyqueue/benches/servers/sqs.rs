@@ -13,7 +13,7 @@ use aws_sdk_sqs::types::{
     DeleteMessageBatchRequestEntry, MessageAttributeValue, MessageSystemAttributeName, SendMessageBatchRequestEntry,
 };
 
-use crate::load::{self, PICKED, Payload, Raw, median, now, queues, rate, send_slowly, text};
+use crate::load::{self, PICKED, Payload, Raw, now, quantiles, queues, rate, send_slowly, text, warm};
 
 const BATCH: usize = 10;
 /// As many requests as the tasks of all senders, or slots, fill.
@@ -117,17 +117,24 @@ impl Raw for RawSqs {
 
 /// The pick-up from one queue that is watched alone, and from one of fifty of which the others are empty, by turns.
 pub(crate) async fn watching_many(server: &Process) {
-    let mut ratios = Vec::new();
+    let (mut alone, mut among) = (Vec::new(), Vec::new());
     for _ in 0..3 {
-        let [alone, among] = [pick_up(server, 1).await, pick_up(server, 50).await];
-        println!("  W4 p99: alone {alone:.2} ms, among 49 empty queues {among:.2} ms   ratio {:.2}", among / alone);
-        ratios.push(among / alone);
+        alone.extend(pick_up(server, 1).await);
+        among.extend(pick_up(server, 50).await);
     }
-    println!("  median ratio {:.2}", median(ratios));
+    quantiles("W4 watched alone", &alone);
+    quantiles("W4 among 49 empty queues", &among);
+    let [alone, among] = [alone, among].map(p99);
+    println!("  p99 among 49 empty queues to alone: ratio {:.2}", among / alone);
 }
 
-/// The p99 of the pick-up while so many queues are watched, in milliseconds.
-async fn pick_up(server: &Process, watched: usize) -> f64 {
+fn p99(mut samples: Vec<u64>) -> f64 {
+    samples.sort_unstable();
+    samples[samples.len() * 99 / 100] as f64
+}
+
+/// The pick-up while so many queues are watched, in microseconds.
+async fn pick_up(server: &Process, watched: usize) -> Vec<u64> {
     let names: Vec<String> = (1..watched).map(|n| format!("empty-{n}")).collect();
     let more: String = names.iter().map(|name| format!("[queues.{name}]\n")).collect();
     let broker = format!("url = \"sqs://{}?wait={}s\"", server.address(), WAIT.as_secs());
@@ -151,7 +158,6 @@ async fn pick_up(server: &Process, watched: usize) -> f64 {
     }
     handle.stop();
     run.await.expect("no panic").expect("stops");
-    let mut sorted = samples.lock().expect("no panic")[5..].to_vec();
-    sorted.sort_unstable();
-    sorted[sorted.len() * 99 / 100] as f64 / 1000.0
+    let samples = samples.lock().expect("no panic");
+    warm(&samples)
 }
