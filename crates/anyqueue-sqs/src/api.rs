@@ -50,6 +50,8 @@ pub(crate) struct Api {
     waiting: Client,
     clock: Arc<dyn Clock>,
     timeout: Duration,
+    /// Named by errors.
+    address: String,
     /// Requests that were answered.
     pub(crate) answered: AtomicU64,
     /// Requests under way; each has a connection.
@@ -97,6 +99,7 @@ impl Api {
             waiting: client(config.wait + MARGIN),
             clock,
             timeout: config.timeout,
+            address: config.address.clone(),
             answered: AtomicU64::new(0),
             open: AtomicU64::new(0),
             broken: AtomicU64::new(0),
@@ -121,7 +124,10 @@ impl Api {
                     self.answered.fetch_add(1, Ordering::Relaxed);
                     return Ok(value);
                 }
-                Err(foreign) => error::of(foreign),
+                Err(foreign) => match error::of(foreign) {
+                    e if matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => e.with("server", &self.address),
+                    e => e,
+                },
             };
             let throttled = error.kind() == ErrorKind::Throttled;
             match error.kind() {

@@ -3,10 +3,11 @@
 
 mod shared;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyqueue_core::{Effect, ErrorKind, Settlement};
-use anyqueue_testkit::Sample;
+use anyqueue_core::{ConnectOptions, Effect, ErrorKind, Settlement};
+use anyqueue_testkit::{Sample, SystemClock};
 use shared::stub::{Stub, message, ok, refused, usual, worked};
 use shared::{consumer, incoming, one, queue, reserve, settle};
 
@@ -85,6 +86,15 @@ async fn missing_rights_are_named_and_stop_nobody() {
     for right in ["sqs:GetQueueAttributes", "sqs:ListQueueTags"] {
         assert!(findings.iter().any(|finding| finding.text.contains(right)), "{right}: {findings:?}");
     }
+}
+
+/// Who cannot be reached is named.
+#[tokio::test]
+async fn an_endpoint_that_is_not_there_is_named() {
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let options = ConnectOptions::new(&format!("sqs://{nobody}"), Arc::new(SystemClock)).unwrap();
+    let error = anyqueue_sqs::DRIVER.open(options).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains(&nobody.to_string()), "{error}");
 }
 
 /// Who may not create queues uses those that are there, and never asks for one.

@@ -220,7 +220,7 @@ impl Shared {
             Verdict::Snoozed(delay) => tracing::debug!(queue, task, %id, ?delay, "snoozed"),
             Verdict::NoWorker(delay) => tracing::warn!(queue, task, %id, ?delay, "no worker of this name here; the task waits"),
             Verdict::Held(reason) => tracing::warn!(queue, task, %id, reason, "held"),
-            Verdict::Probation => tracing::warn!(queue, task, %id, "a worker died near this task; it will run alone"),
+            Verdict::Probation => tracing::warn!(queue, task, %id, "a worker may have died near this task; it will run alone"),
             Verdict::Late => tracing::warn!(queue, task, %id, "the lease was lost; the result counts for nothing"),
         }
     }
