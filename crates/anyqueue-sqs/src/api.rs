@@ -99,7 +99,7 @@ impl Api {
             waiting: client(config.wait + MARGIN),
             clock,
             timeout: config.timeout,
-            address: config.address.clone(),
+            address: config.endpoint.clone().unwrap_or_else(|| config.address.clone()),
             answered: AtomicU64::new(0),
             open: AtomicU64::new(0),
             broken: AtomicU64::new(0),

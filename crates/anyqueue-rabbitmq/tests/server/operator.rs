@@ -107,16 +107,22 @@ async fn more_held_tasks_than_a_slice_has_are_kicked_deleted_and_listed() {
     assert_eq!((held, plain), (0, 698));
 }
 
+/// A queue that takes so many tasks and refuses more.
+async fn small(node: &Node, channel: &Channel, most: i64) -> (Arc<dyn Broker>, QueueName) {
+    let (broker, queue) = (connect(node, "bands=none").await, name("full"));
+    let mut limits = FieldTable::default();
+    limits.insert("x-max-length".into(), AMQPValue::LongLongInt(most));
+    limits.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), limits).await.unwrap();
+    broker.declare(&queue).await.unwrap();
+    (broker, queue)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kick_that_is_refused_says_so_and_keeps_the_rest_held() {
     let node = node().await;
-    let (broker, queue) = (connect(&node, "bands=none").await, name("full"));
     let (_connection, channel) = other(&node).await;
-    let mut small = FieldTable::default();
-    small.insert("x-max-length".into(), AMQPValue::LongLongInt(20));
-    small.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-    channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), small).await.unwrap();
-    broker.declare(&queue).await.unwrap();
+    let (broker, queue) = small(&node, &channel, 20).await;
     park(&node, &queue, 400).await;
     let error = broker.admin().kick(&queue, &Which::All).await.unwrap_err();
     assert!(error.kind() == ErrorKind::Full && error.to_string().contains("gone_before"), "{error}");
@@ -133,13 +139,8 @@ async fn a_kick_that_is_refused_says_so_and_keeps_the_rest_held() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_batch_those_tasks_fail_that_the_server_refused() {
     let node = node().await;
-    let (broker, queue) = (connect(&node, "bands=none").await, name("full"));
     let (_connection, channel) = other(&node).await;
-    let mut small = FieldTable::default();
-    small.insert("x-max-length".into(), AMQPValue::LongLongInt(5));
-    small.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-    channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), small).await.unwrap();
-    broker.declare(&queue).await.unwrap();
+    let (broker, queue) = small(&node, &channel, 5).await;
     let answers = broker.send(&queue, &Sample::many(50)).await;
     let taken = answers.iter().filter(|answer| answer.is_ok()).count();
     let refused = |error: &anyqueue_core::Error| error.kind() == ErrorKind::Full && error.effect() == Effect::None;
