@@ -107,10 +107,14 @@ impl Server {
     }
 
     async fn stream(&self) -> Result<TcpStream> {
-        let connecting = TcpStream::connect((self.host.name.as_str(), self.host.port));
-        let connected = match timeout(self.patience, connecting).await {
-            Ok(connected) => connected,
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        // Whoever needs it first may be in another runtime, which may be blocked, or end.
+        let (host, patience) = ((self.host.name.clone(), self.host.port), self.patience);
+        let connecting =
+            self.runtime.spawn(async move { timeout(patience, TcpStream::connect((host.0.as_str(), host.1))).await });
+        let connected = match connecting.await {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(_)) => Err(io::ErrorKind::TimedOut.into()),
+            Err(_) => return Err(error::closed()),
         };
         // Without it each small packet waits for the acknowledgement of the one before: 22 jobs a second.
         connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream)).map_err(|e| error::unreachable(e, &self.address))

@@ -9,6 +9,7 @@ use anyqueue_core::{Error, ErrorKind, Result, chain, quoted};
 use lapin::tcp::{AMQPUriTcpExt, OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, Connection, ConnectionProperties, ConnectionState};
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
@@ -31,6 +32,8 @@ pub(crate) struct Link {
     live: Mutex<Option<Arc<Connection>>>,
     /// The host that answered last.
     host: AtomicUsize,
+    /// Where connections live, whoever needs them first: another runtime may be blocked, or end.
+    runtime: Handle,
 }
 
 impl fmt::Debug for Link {
@@ -41,7 +44,7 @@ impl fmt::Debug for Link {
 
 impl Link {
     pub(crate) fn new(config: Arc<Config>, what: &'static str, tally: Arc<Tally>) -> Self {
-        Self { config, what, tally, live: Mutex::default(), host: AtomicUsize::new(0) }
+        Self { config, what, tally, live: Mutex::default(), host: AtomicUsize::new(0), runtime: Handle::current() }
     }
 
     /// Waits for an answer of the server, for as long as one request may take.
@@ -114,13 +117,16 @@ impl Link {
     async fn connect_to(&self, host: &str, port: u16) -> Result<Connection> {
         let uri = uri(&self.config, host, port);
         let properties = ConnectionProperties::default().with_connection_name(format!("anyqueue {}", self.what).into());
-        let runtime = lapin::runtime::default_runtime().map_err(error::foreign)?;
-        let connecting = Connection::connect_uri_with_config(uri, properties, tls(&self.config)?, runtime);
-        match timeout(self.config.timeout, connecting).await {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(e)) => Err(refused(e)),
-            Err(_) => Err(Error::unavailable("the server cannot be reached in time")),
-        }
+        let (tls, patience) = (tls(&self.config)?, self.config.timeout);
+        let connecting = self.runtime.spawn(async move {
+            let runtime = lapin::runtime::default_runtime().map_err(error::foreign)?;
+            match timeout(patience, Connection::connect_uri_with_config(uri, properties, tls, runtime)).await {
+                Ok(Ok(connection)) => Ok(connection),
+                Ok(Err(e)) => Err(refused(e)),
+                Err(_) => Err(Error::unavailable("the server cannot be reached in time")),
+            }
+        });
+        connecting.await.unwrap_or_else(|_| Err(error::closed()))
     }
 }
 

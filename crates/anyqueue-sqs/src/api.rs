@@ -19,6 +19,8 @@ use aws_sdk_sqs::types::{
 };
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 
+use tokio::runtime::Handle;
+
 use crate::config::Config;
 use crate::error;
 use crate::message::Arrived;
@@ -49,6 +51,8 @@ pub(crate) struct Api {
     /// The same, more patient: it waits for tasks.
     waiting: Client,
     clock: Arc<dyn Clock>,
+    /// Where connections live, whoever needs them first: another runtime may be blocked, or end.
+    runtime: Handle,
     timeout: Duration,
     /// Named by errors.
     address: String,
@@ -98,6 +102,7 @@ impl Api {
             client: client(config.timeout),
             waiting: client(config.wait + MARGIN),
             clock,
+            runtime: Handle::current(),
             timeout: config.timeout,
             address: config.endpoint.clone().unwrap_or_else(|| config.address.clone()),
             answered: AtomicU64::new(0),
@@ -109,7 +114,8 @@ impl Api {
     /// Makes a request until it works, an error is final, or the time for it is up.
     async fn call<T, E, F>(&self, again: Again, request: impl Fn() -> F) -> Result<T>
     where
-        F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+        T: Send + 'static,
+        F: Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send + 'static,
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
         let end = self.clock.now() + self.timeout;
@@ -117,7 +123,14 @@ impl Api {
         loop {
             let answer = {
                 let _open = Counted::new(&self.open);
-                request().await
+                if Handle::try_current().is_ok_and(|here| here.id() == self.runtime.id()) {
+                    request().await
+                } else {
+                    match self.runtime.spawn(request()).await {
+                        Ok(answer) => answer,
+                        Err(_) => return Err(error::closed().effect_unknown()),
+                    }
+                }
             };
             let error = match answer {
                 Ok(value) => {

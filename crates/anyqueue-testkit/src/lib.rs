@@ -42,7 +42,8 @@
 //! `ANYQUEUE_TRIAL_SCALE` multiplies the sizes of the larger trials: 10 makes the soak one of 100,000 tasks.
 //!
 //! Two rules are the runner's and have no trial here: a task that kills its workers is held (the second half of C12), and
-//! handlers that block every thread lose no lease (C22). The facade's own tests keep them.
+//! handlers that block every thread lose no lease (C22). The facade's own tests keep them; a trial asks that what an adapter
+//! needs to go on is in the runtime that it was connected in.
 //!
 //! How to write an adapter from the first line to the last is on the page [`building`].
 //!

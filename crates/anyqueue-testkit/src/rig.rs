@@ -80,6 +80,10 @@ impl Rig {
         }
     }
 
+    pub(crate) fn is_movable(&self) -> bool {
+        matches!(self.time, Time::Movable)
+    }
+
     pub(crate) fn now(&self) -> Moment {
         self.clock.now()
     }

@@ -9,6 +9,7 @@ mod order;
 mod queues;
 mod reserve;
 mod restart;
+mod runtimes;
 mod send;
 mod settle;
 mod stress;
@@ -85,6 +86,7 @@ pub(crate) fn all() -> &'static [Trial] {
         Shared admin::c21_pause_and_resume,
         Shared admin::c21_a_pause_ends_by_time,
         Own restart::c21_a_pause_survives_restart,
+        Shared runtimes::c22_a_blocked_runtime_stops_nobody,
         Shared data::data_comes_back_as_it_was,
         Shared data::the_largest_task_and_one_byte_more,
     ]
