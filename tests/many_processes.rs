@@ -23,7 +23,8 @@ fn what_many_send_at_once_two_workers_do_once_each() {
     };
     let senders: Vec<Process> = (0..SENDERS).map(send).collect();
     senders.into_iter().for_each(|sender| drop(sender.finish().ends_with(0)));
-    until("everything is done", || place.seems_settled().then_some(()));
+    let all = || place.journal().len() as u64 >= SENDERS * EACH;
+    until("everything is done", || (all() && place.seems_settled()).then_some(()));
 
     let mut by_sender = BTreeMap::<u64, u64>::new();
     let mut by_worker = BTreeMap::<u32, u64>::new();

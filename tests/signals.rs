@@ -75,7 +75,10 @@ fn usr2_pauses_and_cont_resumes() {
     runner.complains("paused");
     place.send("work", "2", &[]);
     place.write("go", "");
-    until("the running task finishes", || (place.stats().reserved == 0).then_some(()));
+    until("the running task finishes, and the other one waits", || {
+        let stats = place.stats();
+        (stats.reserved == 0 && stats.ready == 1).then_some(())
+    });
     std::fs::remove_file(place.path("pid")).unwrap();
     // Nothing says that something will not happen: this is as long as a woken worker would need many times over.
     let watched = Instant::now();
