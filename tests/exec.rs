@@ -165,9 +165,10 @@ fn is_gone(pid: i32) -> bool {
 
 #[test]
 fn a_slow_program_keeps_its_lease() {
-    let place = scripted("echo run >> runs\nsleep 3\n", "ttr = 1");
+    let place = scripted("echo run >> runs\nsleep 3\necho over > over\n", "ttr = 1");
     place.send("work", "1", &[]);
     let (first, second) = (place.start(&["--watch"]), place.start(&["--watch"]));
+    until("the program has ended", || place.path("over").exists().then_some(()));
     until("the task is done", || place.seems_settled().then_some(()));
     first.stop().ends_with(0);
     second.stop().ends_with(0);

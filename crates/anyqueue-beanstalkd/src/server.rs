@@ -172,20 +172,22 @@ impl Server {
 
     /// The connection for sends and questions.
     pub(crate) async fn asking(self: &Arc<Self>) -> Result<Arc<Link>> {
-        let current = || self.standing().asking.clone().filter(|link| !link.is_dead());
-        if let Some(link) = current() {
+        if let Some(link) = self.standing().asking.clone().filter(|link| !link.is_dead()) {
             self.hub()?;
             return Ok(link);
         }
         let hub = self.hub()?;
         self.leave_to_probe(&hub)?;
+        // In the hub's runtime: whoever needs it first may be in one that is blocked, and others wait for the same.
+        hub.runtime.spawn(self.clone().opened()).await.map_err(|_| error::closed())?
+    }
+
+    async fn opened(self: Arc<Self>) -> Result<Arc<Link>> {
         let _one = self.opening.lock().await;
-        if let Some(link) = current() {
+        if let Some(link) = self.standing().asking.clone().filter(|link| !link.is_dead()) {
             return Ok(link);
         }
-        let (link, server) = (self.connect().await?, self.clone());
-        let introducing = hub.runtime.spawn(async move { server.introduce(link).await });
-        let link = introducing.await.map_err(|_| error::closed())??;
+        let link = self.introduce(self.connect().await?).await?;
         self.hub()?;
         Ok(link)
     }

@@ -1,6 +1,7 @@
 //! The operator's verbs.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyqueue_core::{
@@ -82,7 +83,7 @@ async fn stats(hub: &Hub, queue: &Queue) -> Result<Stats> {
 }
 
 /// How many of the delayed jobs that a server counts are cancelled.
-async fn cancelled_of(server: &Server, queue: &Queue, counted: u64) -> Result<u64> {
+async fn cancelled_of(server: &Arc<Server>, queue: &Queue, counted: u64) -> Result<u64> {
     if server.session().await?.cancelled().await?.is_empty() {
         return Ok(0);
     }
@@ -114,7 +115,7 @@ async fn peek(hub: &Hub, queue: &Queue, state: State, limit: usize) -> Result<Ve
 
 /// Finds ready and delayed tasks of a queue. The server lists the unique ids of all jobs, tells a handle to who submits a
 /// job again, and says by handle which ones are cancelled already.
-async fn find(server: &Server, queue: &Queue, wanted: impl Fn(&Unique) -> bool) -> Result<Vec<Found>> {
+async fn find(server: &Arc<Server>, queue: &Queue, wanted: impl Fn(&Unique) -> bool) -> Result<Vec<Found>> {
     let session = server.session().await?;
     let own = |unique: &Unique| queue.functions.owns(unique) && matches!(unique.kind, Kind::Ready | Kind::Delayed);
     let uniques = session.uniques().await?.into_iter().filter_map(|text| Unique::read(&text));
@@ -148,7 +149,7 @@ fn known((unique, reply): (&Unique, Reply)) -> Option<(Unique, bool)> {
     }
 }
 
-async fn cancel(server: &Server, found: &[&Found]) -> Result<()> {
+async fn cancel(server: &Arc<Server>, found: &[&Found]) -> Result<()> {
     let (session, handles) = (server.session().await?, found.iter().map(|job| job.handle.clone()).collect::<Vec<_>>());
     for part in handles.chunks(PART) {
         session.cancel(part.to_vec()).await?;

@@ -1,5 +1,6 @@
 //! What an operator should know of the job servers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyqueue_core::{Finding, Severity, chain};
@@ -82,7 +83,7 @@ fn of_store(store: Store, add: &mut impl FnMut(Severity, String)) {
 }
 
 /// Submits a job for a second that is long over, and removes it: what is wrong if it is refused.
-async fn takes_jobs_for_later(hub: &Hub, server: &Server) -> Option<String> {
+async fn takes_jobs_for_later(hub: &Hub, server: &Arc<Server>) -> Option<String> {
     let session = server.session().await.ok()?;
     let probe = submit_at(1, FUNCTION, &format!(";probe:{}", hub.second_after(Duration::ZERO)), Bytes::from_static(PROBE));
     match session.call(vec![probe]).await.ok()?.as_slice() {
@@ -98,7 +99,7 @@ async fn takes_jobs_for_later(hub: &Hub, server: &Server) -> Option<String> {
 }
 
 /// Submits jobs that were due a moment ago and that will be in a moment, and looks which ones the server gives out.
-async fn has_another_time(hub: &Hub, server: &Server) -> Option<String> {
+async fn has_another_time(hub: &Hub, server: &Arc<Server>) -> Option<String> {
     let session = server.session().await.ok()?;
     let now = hub.second_after(Duration::ZERO);
     let (before, after) = (now - 1 - SKEW.as_secs(), now + SKEW.as_secs());

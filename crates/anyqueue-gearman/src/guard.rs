@@ -55,7 +55,7 @@ pub(crate) type Guarded = (Guard, bool);
 impl Hub {
     /// Writes guards of jobs that were just reserved: of each, its guard, and whether one was there, left by a worker that
     /// ended without a word.
-    pub(crate) async fn guard(&self, server: &Server, queue: &Queue, jobs: &[(Job, Moment)]) -> Vec<Result<Guarded>> {
+    pub(crate) async fn guard(&self, server: &Arc<Server>, queue: &Queue, jobs: &[(Job, Moment)]) -> Vec<Result<Guarded>> {
         let session = match server.session().await {
             Ok(session) => session,
             Err(e) => return jobs.iter().map(|_| Err(e.duplicate())).collect(),

@@ -191,7 +191,7 @@ impl Hub {
     }
 
     /// Submits jobs to one server: one handle per job, in order, once the server has stored it.
-    pub(crate) async fn put(&self, server: &Server, packets: Vec<Packet>) -> Vec<Result<String>> {
+    pub(crate) async fn put(&self, server: &Arc<Server>, packets: Vec<Packet>) -> Vec<Result<String>> {
         let (count, mut answers) = (packets.len(), Vec::with_capacity(packets.len()));
         let session = match server.session().await {
             Ok(session) => session,

@@ -4,6 +4,7 @@
 //! nobody works in a function of its own, and a paused one has another, whose data says until when.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ fn lock(pause: &Mutex<Pause>) -> std::sync::MutexGuard<'_, Pause> {
 }
 
 impl Hub {
-    pub(crate) async fn statuses(&self, server: &Server, uniques: &[String]) -> Result<Vec<Status>> {
+    pub(crate) async fn statuses(&self, server: &Arc<Server>, uniques: &[String]) -> Result<Vec<Status>> {
         let replies = server.session().await?.call(uniques.iter().map(|unique| status(unique)).collect()).await?;
         let one = |reply| match reply {
             Reply::Status(status) => Ok(status),
@@ -77,7 +78,7 @@ impl Hub {
     }
 
     /// The servers that answer. An error if there is none.
-    pub(crate) async fn live(&self) -> Result<Vec<&std::sync::Arc<Server>>> {
+    pub(crate) async fn live(&self) -> Result<Vec<&Arc<Server>>> {
         let (mut live, mut missing) = (Vec::new(), None);
         for server in &self.servers {
             match server.session().await {
@@ -120,13 +121,13 @@ impl Hub {
         self.declared.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
     }
 
-    async fn put_mark(&self, server: &Server, function: &str, unique: &str, text: &str) -> Result<()> {
+    async fn put_mark(&self, server: &Arc<Server>, function: &str, unique: &str, text: &str) -> Result<()> {
         let mark = submit(Band::Normal, function, unique, Bytes::copy_from_slice(text.as_bytes()));
         self.put(server, vec![mark]).await.into_iter().collect::<Result<Vec<_>>>().map(drop)
     }
 
     /// Reserves the marks of a pause on a connection of its own: whoever drops it gives them back.
-    async fn marks(&self, server: &Server, queue: &Queue) -> Result<(std::sync::Arc<Link>, Vec<Job>)> {
+    async fn marks(&self, server: &Arc<Server>, queue: &Queue) -> Result<(Arc<Link>, Vec<Job>)> {
         let link = server.connect("anyqueue:pause").await?;
         for _ in 0..TRIES {
             let answered = link.call(vec![can_do(&queue.functions.pause), grab(), grab(), grab(), grab()]).await?;
@@ -143,7 +144,7 @@ impl Hub {
     }
 
     /// The pause that is marked on one server. Of several marks, left by whoever died between two, the last one.
-    async fn marked(&self, server: &Server, queue: &Queue) -> Result<Option<Mark>> {
+    async fn marked(&self, server: &Arc<Server>, queue: &Queue) -> Result<Option<Mark>> {
         let known = self.statuses(server, &queue.functions.pause_ids()).await?;
         let mut known =
             known.iter().zip(queue.functions.pause_ids()).filter(|(status, _)| status.known).map(|(_, unique)| unique);
@@ -177,7 +178,7 @@ impl Hub {
     }
 
     /// Whether a queue is paused, now or as was found out a moment ago.
-    pub(crate) async fn is_paused(&self, server: &Server, queue: &Queue, now_at_once: bool) -> Result<bool> {
+    pub(crate) async fn is_paused(&self, server: &Arc<Server>, queue: &Queue, now_at_once: bool) -> Result<bool> {
         let now = self.clock.now();
         if !now_at_once
             && let Some(known) = lock(&queue.pause).0.get(&server.place)

@@ -76,7 +76,7 @@ pub(crate) async fn run(hub: Weak<Hub>, server: Arc<Server>) {
 }
 
 impl Station {
-    async fn look(&mut self, hub: &Hub, server: &Server, queues: &[Arc<Queue>]) -> Result<()> {
+    async fn look(&mut self, hub: &Hub, server: &Arc<Server>, queues: &[Arc<Queue>]) -> Result<()> {
         if self.link.as_ref().is_none_or(|link| link.is_dead()) {
             *self = Self { link: Some(server.connect("anyqueue:due").await?), ..Self::default() };
         }
@@ -124,7 +124,7 @@ pub(crate) fn assigned(reply: Reply) -> Option<Job> {
 /// Moves jobs that are due: each one that was accepted at its next place is removed. Of the others, their functions and why.
 async fn move_all(
     hub: &Hub,
-    server: &Server,
+    server: &Arc<Server>,
     link: &Link,
     queues: &[Arc<Queue>],
     jobs: Vec<Job>,
@@ -153,7 +153,7 @@ async fn move_all(
 }
 
 /// What follows a job that is due.
-async fn next(hub: &Hub, server: &Server, queue: &Queue, job: &Job) -> Result<Option<Packet>> {
+async fn next(hub: &Hub, server: &Arc<Server>, queue: &Queue, job: &Job) -> Result<Option<Packet>> {
     if job.data == PROBE {
         Ok(None)
     } else if job.function == queue.functions.delay {
@@ -167,7 +167,7 @@ async fn next(hub: &Hub, server: &Server, queue: &Queue, job: &Job) -> Result<Op
 
 impl Hub {
     /// A delayed task in its queue.
-    async fn delayed_is_due(&self, server: &Server, queue: &Queue, job: &Job) -> Result<Packet> {
+    async fn delayed_is_due(&self, server: &Arc<Server>, queue: &Queue, job: &Job) -> Result<Packet> {
         let unique = self.unique(queue, job, DEFAULT_TTR).moved(Kind::Ready);
         let keeps_its_key = is_foreign(&queue.functions, &job.unique) && !self.is_late(server, queue, &job.unique).await?;
         let name = if keeps_its_key { job.unique.clone() } else { unique.to_string() };
@@ -176,7 +176,7 @@ impl Hub {
 
     /// What follows a guard that is due: nothing if its task is gone, itself again if the lease goes on or nobody has taken
     /// the task since its worker ended, and the task if the lease is over.
-    async fn guard_is_due(&self, server: &Server, queue: &Queue, guard: &Job) -> Result<Option<Packet>> {
+    async fn guard_is_due(&self, server: &Arc<Server>, queue: &Queue, guard: &Job) -> Result<Option<Packet>> {
         let Some(task) = unwrap(&guard.data, &queue.functions.ready) else { return Ok(None) };
         let again = |due: u64| {
             let due = due.min(self.second_after(HOP)) + 1;
@@ -211,7 +211,7 @@ impl Hub {
 
     /// Puts a copy in the place of a task whose worker is frozen, and sees to it that the task does not come back when
     /// that worker ends.
-    async fn take_over(&self, server: &Server, queue: &Queue, mut task: Job) -> Result<()> {
+    async fn take_over(&self, server: &Arc<Server>, queue: &Queue, mut task: Job) -> Result<()> {
         let next = self.unique(queue, &task, DEFAULT_TTR).after_loss();
         let copy = self.job(queue, &next, Duration::ZERO, self.body_of_copy(queue, &task, next.ttr));
         self.put_one(server, copy).await?;
@@ -229,7 +229,7 @@ impl Hub {
     }
 
     /// What follows a mark of a task whose place was taken: itself again while the server has the old one.
-    async fn late_is_due(&self, server: &Server, queue: &Queue, mark: &Job) -> Result<Option<Packet>> {
+    async fn late_is_due(&self, server: &Arc<Server>, queue: &Queue, mark: &Job) -> Result<Option<Packet>> {
         let Some(task) = unwrap(&mark.data, &queue.functions.ready) else { return Ok(None) };
         let of_task = status_of(&*server.session().await?, queue, &task).await?;
         let ids = queue.functions.late_ids(&task.unique);
@@ -238,29 +238,29 @@ impl Hub {
     }
 
     /// Whether a cancelled job has this unique id still: what is submitted with it would be taken for that one, and lost.
-    pub(crate) async fn is_late(&self, server: &Server, queue: &Queue, unique: &str) -> Result<bool> {
+    pub(crate) async fn is_late(&self, server: &Arc<Server>, queue: &Queue, unique: &str) -> Result<bool> {
         let asked = self.statuses(server, &queue.functions.late_ids(unique)).await?;
         Ok(asked.iter().any(|status| status.known))
     }
 
     /// Whether another job has the place of this one, which its worker has still.
-    pub(crate) async fn is_replaced(&self, server: &Server, queue: &Queue, task: &Job) -> Result<bool> {
+    pub(crate) async fn is_replaced(&self, server: &Arc<Server>, queue: &Queue, task: &Job) -> Result<bool> {
         let marked = self.is_late(server, queue, &task.unique).await?;
         // Several jobs of others may have one unique id, and so one mark.
         Ok(marked && (!is_foreign(&queue.functions, &task.unique) || self.is_cancelled(server, task).await?))
     }
 
     /// The same of a job whose mark may be missing. The server tells it of all its jobs, and of no single one.
-    pub(crate) async fn is_cancelled(&self, server: &Server, task: &Job) -> Result<bool> {
+    pub(crate) async fn is_cancelled(&self, server: &Arc<Server>, task: &Job) -> Result<bool> {
         Ok(server.session().await?.cancelled().await?.contains(&task.handle))
     }
 
-    async fn put_one(&self, server: &Server, packet: Packet) -> Result<()> {
+    async fn put_one(&self, server: &Arc<Server>, packet: Packet) -> Result<()> {
         self.put(server, vec![packet]).await.into_iter().collect::<Result<Vec<_>>>().map(drop)
     }
 
     /// The handle of a job. The server tells it to who submits the same job again; if it is gone, it is that second one's.
-    async fn handle_of(&self, server: &Server, function: &str, unique: &str) -> Result<String> {
+    async fn handle_of(&self, server: &Arc<Server>, function: &str, unique: &str) -> Result<String> {
         let probe = submit(crate::names::Band::Low, function, unique, Bytes::from_static(PROBE));
         let mut handles = self.put(server, vec![probe]).await;
         handles.pop().unwrap_or_else(|| Err(error::closed()))

@@ -1,5 +1,6 @@
 //! Sending.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyqueue_core::{Accepted, Effect, Envelope, Error, Result};
@@ -37,7 +38,7 @@ impl Hub {
 
     /// The name under which a keyed task can be sent to a server: its key, or its own id while a job of that key is cancelled
     /// and there still. The server would take the task for that one, and it would never run.
-    async fn free_name(&self, server: &Server, queue: &Queue, key: &str, own: &Unique) -> String {
+    async fn free_name(&self, server: &Arc<Server>, queue: &Queue, key: &str, own: &Unique) -> String {
         // Where that cannot be asked the task cannot be sent either, and the answer is that of sending.
         let late = self.is_late(server, queue, key).await.unwrap_or(false);
         if late { own.to_string() } else { key.to_owned() }

@@ -45,7 +45,9 @@ pub(crate) struct Server {
     patience: Duration,
     runtime: Handle,
     counters: Arc<Counters>,
-    session: tokio::sync::Mutex<Option<Arc<Session>>>,
+    session: Mutex<Option<Arc<Session>>>,
+    /// Taken by who makes one.
+    opening: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     closed: AtomicBool,
 }
@@ -88,7 +90,8 @@ impl Server {
             patience,
             runtime: Handle::current(),
             counters,
-            session: tokio::sync::Mutex::default(),
+            session: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             closed: AtomicBool::new(false),
         }
@@ -157,11 +160,24 @@ impl Server {
         state.alone_until = Some((Instant::now() + part, why.duplicate()));
     }
 
-    /// The present session, or a new one.
-    pub(crate) async fn session(&self) -> Result<Arc<Session>> {
-        let mut session = self.session.lock().await;
-        if let Some(live) = session.as_ref().filter(|session| !session.link.is_dead()) {
-            return Ok(live.clone());
+    fn current(&self) -> Option<Arc<Session>> {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        session.clone().filter(|session| !session.link.is_dead())
+    }
+
+    /// The present session, or a new one. That one is made in the broker's own runtime: whoever needs it first may be in
+    /// another one that is blocked, and others wait for the same.
+    pub(crate) async fn session(self: &Arc<Self>) -> Result<Arc<Session>> {
+        match self.current() {
+            Some(live) => Ok(live),
+            None => self.runtime.spawn(self.clone().opened()).await.unwrap_or_else(|_| Err(error::closed())),
+        }
+    }
+
+    async fn opened(self: Arc<Self>) -> Result<Arc<Session>> {
+        let _one = self.opening.lock().await;
+        if let Some(live) = self.current() {
+            return Ok(live);
         }
         let mut tries = 1;
         let fresh = loop {
@@ -171,7 +187,7 @@ impl Server {
                 made => break made?,
             }
         };
-        *session = Some(fresh.clone());
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh.clone());
         Ok(fresh)
     }
 

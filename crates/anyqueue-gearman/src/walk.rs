@@ -33,7 +33,7 @@ pub(crate) struct Walk {
 
 impl Walk {
     /// Reserves up to so many jobs of a function.
-    pub(crate) async fn start(server: &Server, function: &str, most: usize) -> Result<Self> {
+    pub(crate) async fn start(server: &Arc<Server>, function: &str, most: usize) -> Result<Self> {
         let link = server.connect("anyqueue:look").await?;
         let (mut jobs, mut announce) = (Vec::new(), Some(can_do(function)));
         while jobs.len() < most {
@@ -88,7 +88,7 @@ pub(crate) fn peeked(job: &Job, state: State) -> Peeked {
 
 impl Hub {
     /// All held tasks of one server, longest held first.
-    async fn walk_held(&self, server: &Server, queue: &Queue) -> Result<Walk> {
+    async fn walk_held(&self, server: &Arc<Server>, queue: &Queue) -> Result<Walk> {
         for _ in 0..TRIES {
             let status = server.session().await?.status().await?;
             if status.iter().all(|of| of.function != queue.functions.held || of.running == 0) {
@@ -173,7 +173,7 @@ impl Hub {
     }
 
     /// Removes held tasks of these ids from one server: those that were there.
-    pub(crate) async fn delete_held(&self, server: &Server, queue: &Queue, ids: &[TaskId]) -> Result<HashSet<TaskId>> {
+    pub(crate) async fn delete_held(&self, server: &Arc<Server>, queue: &Queue, ids: &[TaskId]) -> Result<HashSet<TaskId>> {
         let _alone = queue.walking.lock().await;
         let walk = self.walk_held(server, queue).await?;
         let jobs: Vec<&Job> = self.of_ids(queue, &walk.jobs, ids).collect();
@@ -184,7 +184,7 @@ impl Hub {
     }
 
     /// Removes all jobs of a function that nobody has reserved.
-    pub(crate) async fn empty(&self, server: &Server, function: &str) -> Result<u64> {
+    pub(crate) async fn empty(&self, server: &Arc<Server>, function: &str) -> Result<u64> {
         let walk = Walk::start(server, function, usize::MAX).await?;
         walk.remove(&walk.jobs).await?;
         let count = walk.jobs.len() as u64;

@@ -30,7 +30,7 @@ impl RabbitBroker {
     pub(crate) async fn connect(options: ConnectOptions) -> Result<Arc<dyn Broker>> {
         let config = Arc::new(Config::read(&options)?);
         let version = link::greet(&config).await?.unwrap_or_else(|| Version::read("unknown"));
-        let shared = Arc::new(Shared::new(config, version, options.clock.clone()));
+        let shared = Shared::new(config, version, options.clock.clone());
         // A wrong password is told now, not when the first task is sent.
         shared.work.live().await?;
         Ok(Arc::new(Self { shared, closing: Mutex::default() }))

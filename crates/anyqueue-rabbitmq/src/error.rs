@@ -26,6 +26,11 @@ pub(crate) fn size_limit(error: &lapin::Error) -> Option<u64> {
     before.contains("message size").then(|| limit.split_whitespace().next()?.parse().ok()).flatten()
 }
 
+/// Whether a queue is there, and nobody can have it: in a cluster a classic one is on one node, and that one is down.
+pub(crate) fn node_is_down(error: &lapin::Error) -> bool {
+    code(error) == Some(NOT_FOUND) && said(error).contains("is down or inaccessible")
+}
+
 pub(crate) const NOT_FOUND: u16 = 404;
 pub(crate) const LOCKED: u16 = 405;
 pub(crate) const OTHER_ARGUMENTS: u16 = 406;
@@ -47,6 +52,10 @@ const CODES: &[(u16, ErrorKind, &str)] = &[
 
 /// An error of a request that had no effect.
 pub(crate) fn foreign(error: lapin::Error) -> Error {
+    if node_is_down(&error) {
+        let text = "the node of the cluster that has the queue is down; a quorum queue is on several of them";
+        return Error::unavailable(text).because(said(&error));
+    }
     let known = code(&error).and_then(|code| CODES.iter().find(|known| known.0 == code));
     match (known, error.kind()) {
         (Some((_, kind, text)), _) => Error::new(*kind, *text).because(said(&error)),
@@ -107,6 +116,9 @@ mod tests {
             assert_eq!(error.kind(), kind, "{error}");
             assert!(anyqueue_core::chain(&error).contains("TEXT"));
         }
+        let text = "NOT_FOUND - home node 'a@b' of durable queue 'q' in vhost '/' is down or inaccessible";
+        let down = AMQPError::from_id(404, text.into()).expect("a code of the protocol");
+        assert_eq!(foreign(Foreign::ProtocolError(down).into()).kind(), ErrorKind::Unavailable, "to make it anew is no help");
         assert!(foreign(Foreign::MissingHeartbeatError.into()).is_retryable());
         assert_eq!(lost(Foreign::MissingHeartbeatError.into()).effect(), anyqueue_core::Effect::Unknown);
     }

@@ -2,15 +2,15 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyqueue_core::{Error, ErrorKind, Result, chain, quoted};
 use lapin::tcp::{AMQPUriTcpExt, OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, Connection, ConnectionProperties, ConnectionState};
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use crate::config::Config;
@@ -24,16 +24,30 @@ pub(crate) struct Tally {
     pub(crate) reconnects: AtomicU64,
 }
 
+/// How often who waits for an answer looks whether the connection lives.
+const GLANCE: Duration = Duration::from_millis(100);
+
 /// A connection, whatever becomes of it.
 pub(crate) struct Link {
     config: Arc<Config>,
     what: &'static str,
     tally: Arc<Tally>,
     live: Mutex<Option<Arc<Connection>>>,
+    /// Taken by who makes it.
+    making: tokio::sync::Mutex<()>,
     /// The host that answered last.
     host: AtomicUsize,
-    /// Where connections live, whoever needs them first: another runtime may be blocked, or end.
+    /// Where connections are made and live, whoever needs them first: another runtime may be blocked, or end.
     runtime: Handle,
+}
+
+/// Does something to its end in this runtime, whoever waits for it and however long that one is blocked: it may take a lock
+/// for which others wait.
+pub(crate) async fn at<T: Send + 'static>(
+    runtime: &Handle,
+    something: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    runtime.spawn(something).await.unwrap_or_else(|_| Err(error::closed()))
 }
 
 impl fmt::Debug for Link {
@@ -44,35 +58,64 @@ impl fmt::Debug for Link {
 
 impl Link {
     pub(crate) fn new(config: Arc<Config>, what: &'static str, tally: Arc<Tally>) -> Self {
-        Self { config, what, tally, live: Mutex::default(), host: AtomicUsize::new(0), runtime: Handle::current() }
+        let (live, making) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { config, what, tally, live, making, host: AtomicUsize::new(0), runtime: Handle::current() }
     }
 
-    /// Waits for an answer of the server, for as long as one request may take.
+    fn kept(&self) -> MutexGuard<'_, Option<Arc<Connection>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn current(&self) -> Option<Arc<Connection>> {
+        self.kept().clone().filter(|connection| connection.status().connected())
+    }
+
+    /// Waits for an answer of the server, for as long as one request may take and the connection lives.
     pub(crate) async fn call<T>(&self, what: &str, request: impl Future<Output = lapin::Result<T>>) -> Result<T> {
         self.tally.round_trips.fetch_add(1, Ordering::Relaxed);
-        match timeout(self.config.timeout, request).await {
-            Ok(answer) => answer.map_err(error::lost),
-            Err(_) => Err(error::late(what)),
+        tokio::select! {
+            biased;
+            answer = timeout(self.config.timeout, request) => match answer {
+                Ok(answer) => answer.map_err(error::lost),
+                Err(_) => Err(error::late(what)),
+            },
+            // The client crate forgets a request that is made at the moment in which the connection breaks.
+            () = self.gone() => Err(Error::unavailable("the connection broke").effect_unknown()),
         }
+    }
+
+    /// Waits until there is no connection, and a moment more.
+    async fn gone(&self) {
+        while self.is_open() {
+            tokio::time::sleep(GLANCE).await;
+        }
+        tokio::time::sleep(GLANCE).await;
     }
 
     /// The connection, made anew if it is broken.
-    pub(crate) async fn live(&self) -> Result<Arc<Connection>> {
-        let mut live = self.live.lock().await;
-        if let Some(connection) = live.as_ref().filter(|connection| connection.status().connected()) {
-            return Ok(connection.clone());
+    pub(crate) async fn live(self: &Arc<Self>) -> Result<Arc<Connection>> {
+        match self.current() {
+            Some(connection) => Ok(connection),
+            None => at(&self.runtime, self.clone().made()).await,
         }
-        let again = live.take().is_some();
+    }
+
+    async fn made(self: Arc<Self>) -> Result<Arc<Connection>> {
+        let _one = self.making.lock().await;
+        if let Some(connection) = self.current() {
+            return Ok(connection);
+        }
+        let again = self.kept().take().is_some();
         let connection = Arc::new(self.connect().await?);
         if again {
             self.tally.reconnects.fetch_add(1, Ordering::Relaxed);
         }
-        *live = Some(connection.clone());
+        *self.kept() = Some(connection.clone());
         Ok(connection)
     }
 
     /// A channel of its own.
-    pub(crate) async fn channel(&self) -> Result<Channel> {
+    pub(crate) async fn channel(self: &Arc<Self>) -> Result<Channel> {
         let connection = self.live().await?;
         self.call("channel.open", connection.create_channel())
             .await
@@ -81,18 +124,18 @@ impl Link {
 
     /// Whether there is a connection now.
     pub(crate) fn is_open(&self) -> bool {
-        self.live.try_lock().is_ok_and(|live| live.as_ref().is_some_and(|connection| connection.status().connected()))
+        self.current().is_some()
     }
 
     /// Whether the server has said that it takes nothing now.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.live.try_lock().is_ok_and(|live| live.as_ref().is_some_and(|connection| connection.status().blocked()))
+        self.kept().as_ref().is_some_and(|connection| connection.status().blocked())
     }
 
     pub(crate) async fn close(&self) {
-        if let Some(connection) = self.live.lock().await.take()
-            && connection.status().connected()
-        {
+        let _one = self.making.lock().await;
+        let last = self.kept().take().filter(|connection| connection.status().connected());
+        if let Some(connection) = last {
             // A server that is gone needs no farewell.
             drop(timeout(self.config.timeout, connection.close(200, "bye".into())).await);
         }
@@ -118,15 +161,12 @@ impl Link {
         let uri = uri(&self.config, host, port);
         let properties = ConnectionProperties::default().with_connection_name(format!("anyqueue {}", self.what).into());
         let (tls, patience) = (tls(&self.config)?, self.config.timeout);
-        let connecting = self.runtime.spawn(async move {
-            let runtime = lapin::runtime::default_runtime().map_err(error::foreign)?;
-            match timeout(patience, Connection::connect_uri_with_config(uri, properties, tls, runtime)).await {
-                Ok(Ok(connection)) => Ok(connection),
-                Ok(Err(e)) => Err(refused(e)),
-                Err(_) => Err(Error::unavailable("the server cannot be reached in time")),
-            }
-        });
-        connecting.await.unwrap_or_else(|_| Err(error::closed()))
+        let runtime = lapin::runtime::default_runtime().map_err(error::foreign)?;
+        match timeout(patience, Connection::connect_uri_with_config(uri, properties, tls, runtime)).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(e)) => Err(refused(e)),
+            Err(_) => Err(Error::unavailable("the server cannot be reached in time")),
+        }
     }
 }
 

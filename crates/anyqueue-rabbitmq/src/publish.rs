@@ -157,8 +157,11 @@ impl Publishing<'_> {
             clean &= all;
         }
         self.shared.tally.round_trips.fetch_add(posts.len() as u64, Ordering::Relaxed);
+        // One that a queue refuses may go on to hear that: if it first sent to it while its leader was dead, a server of 3.10
+        // never looks for the new one.
+        let refused = answers.iter().any(|answer| answer.as_ref().is_err_and(|e| e.kind() == ErrorKind::Full));
         // A channel that still waits for something would tell it to somebody else.
-        if clean && self.channel.status().connected() {
+        if clean && !refused && self.channel.status().connected() {
             self.shared.publishers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(self.channel);
         }
         answers

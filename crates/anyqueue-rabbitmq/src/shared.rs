@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use anyqueue_core::{Clock, QueueName, Result};
 use lapin::Channel;
+use lapin::types::ShortString;
 use tokio::runtime::Handle;
 
 use crate::config::{Config, MOST_PAYLOAD};
@@ -19,6 +20,7 @@ use crate::notes::Notes;
 
 /// See the module.
 pub(crate) struct Shared {
+    own: Weak<Self>,
     pub(crate) config: Arc<Config>,
     pub(crate) version: Version,
     pub(crate) clock: Arc<dyn Clock>,
@@ -26,15 +28,17 @@ pub(crate) struct Shared {
     pub(crate) runtime: Handle,
     pub(crate) tally: Arc<Tally>,
     /// Carries what is published, and nothing else: the server stops reading it while it has an alarm.
-    pub(crate) send: Link,
+    pub(crate) send: Arc<Link>,
     /// Carries everything else.
-    pub(crate) work: Link,
+    pub(crate) work: Arc<Link>,
     /// Channels to publish on that nobody uses now.
     pub(crate) publishers: Mutex<Vec<Channel>>,
     /// The largest message that the server takes, as far as it has said so.
     pub(crate) server_limit: AtomicU64,
-    pub(crate) asking: tokio::sync::Mutex<Option<Channel>>,
-    /// Taken by who looks at what all queues share: the ladders and what came off them.
+    asking: Mutex<Option<Channel>>,
+    /// The server's queues about which it gave no answer the last time.
+    silent: Mutex<HashSet<ShortString>>,
+    /// Taken by who makes what all queues share: the ladders.
     pub(crate) ladders: tokio::sync::Mutex<()>,
     /// Walks under way in this process, by the name of their lock.
     pub(crate) walks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -59,11 +63,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Arc<Config>, version: Version, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(config: Arc<Config>, version: Version, clock: Arc<dyn Clock>) -> Arc<Self> {
         let tally = Arc::new(Tally::default());
-        Self {
-            send: Link::new(config.clone(), "send", tally.clone()),
-            work: Link::new(config.clone(), "work", tally.clone()),
+        Arc::new_cyclic(|own| Self {
+            own: own.clone(),
+            send: Arc::new(Link::new(config.clone(), "send", tally.clone())),
+            work: Arc::new(Link::new(config.clone(), "work", tally.clone())),
             config,
             version,
             clock,
@@ -71,7 +76,8 @@ impl Shared {
             tally,
             publishers: Mutex::default(),
             server_limit: AtomicU64::new(MOST_PAYLOAD),
-            asking: tokio::sync::Mutex::default(),
+            asking: Mutex::default(),
+            silent: Mutex::default(),
             ladders: tokio::sync::Mutex::default(),
             walks: Mutex::default(),
             notes: Notes::default(),
@@ -82,7 +88,12 @@ impl Shared {
             known: Mutex::default(),
             marked: Mutex::default(),
             closed: AtomicBool::new(false),
-        }
+        })
+    }
+
+    /// For what goes on though nobody waits for it.
+    pub(crate) fn own(&self) -> Result<Arc<Self>> {
+        self.own.upgrade().ok_or_else(closed)
     }
 
     pub(crate) fn check(&self) -> Result<()> {
@@ -177,19 +188,34 @@ impl Shared {
         }
     }
 
+    pub(crate) fn is_silent(&self, queue: &ShortString) -> bool {
+        lock(&self.silent).contains(queue)
+    }
+
+    pub(crate) fn set_silent(&self, queue: &ShortString, silent: bool) {
+        let mut all = lock(&self.silent);
+        if silent {
+            all.insert(queue.clone());
+        } else {
+            all.remove(queue);
+        }
+    }
+
     /// Has the next ones ask on another channel than this one, on which the server answers nobody.
-    pub(crate) async fn ask_elsewhere(&self, silent: &Channel) {
-        let mut asking = self.asking.lock().await;
-        asking.take_if(|channel| channel.id() == silent.id());
+    pub(crate) fn ask_elsewhere(&self, silent: &Channel) {
+        lock(&self.asking).take_if(|channel| channel.id() == silent.id());
     }
 
     /// A channel to ask on; one that the server has closed is replaced.
     pub(crate) async fn asking(&self) -> Result<Channel> {
-        let mut asking = self.asking.lock().await;
-        if let Some(channel) = asking.as_ref().filter(|channel| channel.status().connected()) {
-            return Ok(channel.clone());
+        let current = |asking: &Option<Channel>| asking.clone().filter(|channel| channel.status().connected());
+        if let Some(channel) = current(&lock(&self.asking)) {
+            return Ok(channel);
         }
         let channel = self.work.channel().await?;
+        // Nobody waits for another one who opens a channel, too: the second one's is closed as it falls.
+        let mut asking = lock(&self.asking);
+        let channel = current(&asking).unwrap_or(channel);
         *asking = Some(channel.clone());
         Ok(channel)
     }

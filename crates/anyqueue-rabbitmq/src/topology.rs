@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyqueue_core::{Create, Declared, Drift, Error, ErrorKind, Result};
+use anyqueue_core::{Create, Declared, Drift, Error, ErrorKind, Result, chain};
 use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
@@ -10,6 +10,7 @@ use lapin::{Channel, ExchangeKind};
 use crate::config::Kind;
 use crate::error;
 use crate::layout::{self, Ladder, Layout, RUNGS};
+use crate::link::at;
 use crate::message::Message;
 use crate::names;
 use crate::publish::Post;
@@ -32,7 +33,7 @@ impl Shared {
         let asked = channel.queue_declare(queue.clone(), PASSIVE, FieldTable::default());
         match tokio::time::timeout(self.config.timeout, asked).await {
             Ok(Ok(found)) => Ok(Some(found.message_count())),
-            Ok(Err(e)) if error::code(&e) == Some(error::NOT_FOUND) => Ok(None),
+            Ok(Err(e)) if error::code(&e) == Some(error::NOT_FOUND) && !error::node_is_down(&e) => Ok(None),
             Ok(Err(e)) => Err(error::foreign(e)),
             Err(_) => Err(error::late("queue.declare")),
         }
@@ -41,15 +42,27 @@ impl Shared {
     /// The same of a queue that should be there, over the channel that all ask on. Who closes that one by asking for a missing
     /// queue gives all others its answer, so only a timeout and a count are believed at once.
     pub(crate) async fn how_many(&self, queue: &ShortString) -> Result<Option<u32>> {
+        if self.is_silent(queue) {
+            return self.how_many_alone(queue).await;
+        }
         let channel = self.asking().await?;
         match self.count(&channel, queue).await {
             Ok(Some(count)) => Ok(Some(count)),
             Err(e) if e.kind() == ErrorKind::Timeout => {
-                self.ask_elsewhere(&channel).await;
-                Err(e)
+                // It may have stood behind the question about another queue, which nobody answers.
+                self.ask_elsewhere(&channel);
+                self.set_silent(queue, true);
+                self.how_many_alone(queue).await
             }
             Ok(None) | Err(_) => self.probe(queue).await,
         }
+    }
+
+    /// The same of one about which the server has said nothing: others wait no more for its answer.
+    async fn how_many_alone(&self, queue: &ShortString) -> Result<Option<u32>> {
+        let found = self.probe(queue).await;
+        self.set_silent(queue, found.as_ref().is_err_and(|e| e.kind() == ErrorKind::Timeout));
+        found
     }
 
     /// The same of a queue that may well be missing, over a channel of its own.
@@ -65,18 +78,30 @@ impl Shared {
         self.set_up(layout).await.map(drop)
     }
 
-    /// Makes what is missing, where that is allowed. Says what was made.
+    /// Makes what is missing, where that is allowed. Says whether something was.
     pub(crate) async fn set_up(&self, layout: &Layout) -> Result<bool> {
         names::check(&layout.queue)?;
+        let (own, layout) = (self.own()?, self.layout(&layout.queue));
+        at(&self.runtime, async move { own.set_up_here(&layout).await }).await
+    }
+
+    async fn set_up_here(&self, layout: &Layout) -> Result<bool> {
         let _one_at_a_time = layout.setting_up.lock().await;
         let mut made = self.ladder(layout.style.kind).await?;
         let mut channel = self.work.channel().await?;
         let (all, mut missing) = (layout.all(), Vec::new());
         for (name, arguments) in &all {
-            if self.count(&channel, name).await?.is_none() {
-                missing.push((name, arguments));
-                channel = self.work.channel().await?;
+            match self.count(&channel, name).await {
+                Ok(Some(_)) => continue,
+                Ok(None) => missing.push((name, arguments)),
+                // Notes are on one node. Without them what comes back unharmed costs a run alone, and no more.
+                Err(e) if *name == layout.notes && e.kind() == ErrorKind::Unavailable => {
+                    let queue = layout.queue.as_str();
+                    tracing::warn!(queue, error = chain(&e), "no notes can be had of tasks that come back unharmed");
+                }
+                Err(e) => return Err(e),
             }
+            channel = self.work.channel().await?;
         }
         if !missing.is_empty() && self.config.create == Create::Never {
             return Err(error::missing(layout.queue.as_str()));
@@ -92,7 +117,14 @@ impl Shared {
             self.sacrifice(&channel).await?;
         }
         self.bind(&channel, layout).await?;
-        self.bring_in(layout).await?;
+        match self.bring_in(layout).await {
+            // Another process walks through them, for its own ones.
+            Err(e) if e.kind() == ErrorKind::Busy => {
+                let text = "what fell due while this queue was not there waits for the next start";
+                tracing::warn!(queue = layout.queue.as_str(), error = chain(&e), "{text}");
+            }
+            brought => brought?,
+        }
         self.know(&layout.queue);
         Ok(made)
     }
@@ -121,7 +153,6 @@ impl Shared {
 
     /// Puts what fell due while this queue was not there where it belongs, and what was thrown out of its held tasks back.
     async fn bring_in(&self, layout: &Layout) -> Result<()> {
-        let _one_at_a_time = self.ladders.lock().await;
         if self.strays(layout.ladder).await? == 0 {
             return Ok(());
         }

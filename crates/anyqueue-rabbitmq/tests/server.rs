@@ -4,6 +4,8 @@
 
 #[path = "server/addresses.rs"]
 mod addresses;
+#[path = "server/cluster.rs"]
+mod cluster;
 #[path = "server/deaths.rs"]
 mod deaths;
 #[path = "server/deleted.rs"]

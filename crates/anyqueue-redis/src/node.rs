@@ -3,6 +3,7 @@
 //! Each runtime has one of its own. A request then stays on the threads of who makes it, which takes half the time of one
 //! that is handed to another thread and back; and a runtime that ends takes nobody else's connection with it.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,8 +28,10 @@ pub(crate) struct Node {
     pub(crate) address: Address,
     dial: Arc<Dial>,
     links: Mutex<Vec<Shared>>,
-    /// Whoever connects holds this; the others wait for it.
-    connecting: tokio::sync::Mutex<Failures>,
+    /// Whoever connects holds that of its runtime; the others there wait for it. Those of other runtimes do not: it may be
+    /// blocked.
+    connecting: Mutex<HashMap<Id, Arc<tokio::sync::Mutex<()>>>>,
+    failures: Mutex<Failures>,
     connected: AtomicU64,
     broken: AtomicU64,
     closed: AtomicBool,
@@ -55,7 +58,8 @@ impl Node {
             address,
             dial,
             links: Mutex::default(),
-            connecting: tokio::sync::Mutex::default(),
+            connecting: Mutex::default(),
+            failures: Mutex::default(),
             connected: AtomicU64::new(0),
             broken: AtomicU64::new(0),
             closed: AtomicBool::new(false),
@@ -76,27 +80,40 @@ impl Node {
         if let Some(shared) = self.of(runtime) {
             return Ok(shared);
         }
-        let mut failures = self.connecting.lock().await;
+        let connecting = self.connecting(runtime);
+        let _one = connecting.lock().await;
         if let Some(shared) = self.of(runtime) {
             return Ok(shared);
         }
         if self.closed.load(Ordering::Acquire) {
             return Err(closed());
         }
-        if let Some((error, _)) = failures.last.as_ref().filter(|(_, until)| Instant::now() < *until) {
+        if let Some((error, _)) = self.failures().last.as_ref().filter(|(_, until)| Instant::now() < *until) {
             return Err(error.duplicate());
         }
         match self.dial.server(&self.address).await {
             Ok(link) => {
-                *failures = Failures::default();
+                *self.failures() = Failures::default();
                 Ok(self.opened(runtime, link))
             }
             Err(error) => {
+                let mut failures = self.failures();
                 let pause = pause(failures.count);
                 *failures = Failures { count: failures.count + 1, last: Some((error.duplicate(), Instant::now() + pause)) };
                 Err(error)
             }
         }
+    }
+
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connecting(&self, runtime: Id) -> Arc<tokio::sync::Mutex<()>> {
+        let mut all = self.connecting.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody holds or waits for.
+        all.retain(|_, one| Arc::strong_count(one) > 1);
+        all.entry(runtime).or_default().clone()
     }
 
     fn opened(&self, runtime: Id, link: Link) -> Shared {

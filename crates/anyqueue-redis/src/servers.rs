@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyqueue_core::{Error, Result};
 use redis::{Cmd, Value, cmd};
+use tokio::runtime::Handle;
 
 use crate::config::{Address, Config};
 use crate::dial::Dial;
@@ -39,6 +40,8 @@ pub(crate) struct Servers {
     /// Something happened that a new map may explain.
     stale: AtomicBool,
     asking: tokio::sync::Mutex<Asked>,
+    /// Where it is asked: another runtime may be blocked, and all wait for the same answer.
+    runtime: Handle,
     /// Whoever drew the map may know less than others: an owner that it names is not there.
     distrusted: AtomicBool,
     closed: AtomicBool,
@@ -87,11 +90,12 @@ impl Servers {
             nodes: Mutex::new(HashMap::from([(node.address.clone(), node)])),
             stale: AtomicBool::new(standing == Standing::Cluster),
             asking: tokio::sync::Mutex::default(),
+            runtime: Handle::current(),
             distrusted: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             dial,
         };
-        servers.refresh().await?;
+        servers.asked().await?;
         Ok(servers)
     }
 
@@ -146,10 +150,19 @@ impl Servers {
     }
 
     /// Asks anew who has what, where that may have changed.
-    pub(crate) async fn refresh(&self) -> Result<()> {
+    pub(crate) async fn refresh(self: &Arc<Self>) -> Result<()> {
         if !self.stale.load(Ordering::Acquire) {
             return Ok(());
         }
+        let servers = self.clone();
+        match self.runtime.spawn(async move { servers.asked().await }).await {
+            Ok(refreshed) => refreshed,
+            // That runtime has ended.
+            Err(_) => self.asked().await,
+        }
+    }
+
+    async fn asked(&self) -> Result<()> {
         let mut asked = self.asking.lock().await;
         if !self.stale.load(Ordering::Acquire) || asked.at.is_some_and(|at| at.elapsed() < FRESH) {
             return Ok(());
@@ -177,8 +190,8 @@ impl Servers {
         }
         drop(asked);
         let servers = self.clone();
-        tokio::spawn(async move {
-            if let Err(error) = servers.refresh().await {
+        self.runtime.spawn(async move {
+            if let Err(error) = servers.asked().await {
                 tracing::debug!(%error, "cannot ask where the queues are; the old map still works");
             }
         });

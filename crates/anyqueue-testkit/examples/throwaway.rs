@@ -49,7 +49,7 @@ async fn run() -> Result<ExitCode, BoxError> {
     };
     let url = format!("{scheme}://{}{options}", server.address());
     let mut command = tokio::process::Command::new(program);
-    command.args(arguments).env("ANYQUEUE_TEST_BROKER", url);
+    command.args(arguments).env("ANYQUEUE_TEST_BROKER", url).kill_on_drop(true);
     let wish = memory.path().join("kill");
     if mortal {
         command.env("ANYQUEUE_TEST_KILL", &wish);

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyqueue_core::{BoxError, async_trait};
@@ -13,8 +14,8 @@ use crate::server::{Launch, Process, Ready, Server};
 #[derive(Debug)]
 pub struct Node {
     node: Process,
-    /// Ends after the node.
-    epmd: Process,
+    /// Ends after the node. The nodes of a cluster share it.
+    epmd: Arc<Process>,
 }
 
 /// Where the server's scripts are, unless `ANYQUEUE_TEST_RABBITMQ_SCRIPTS` names those of another release: the ones on the path
@@ -42,8 +43,37 @@ pub async fn start<T: AsRef<str>>(settings: impl IntoIterator<Item = T>) -> Resu
 /// # Errors
 /// As [`start`].
 pub async fn start_with<T: AsRef<str>>(plugins: &str, settings: impl IntoIterator<Item = T>) -> Result<Node, BoxError> {
-    // Started by hand: else the node starts one of its own, which outlives it.
-    let epmd = Process::start(Launch::new("epmd").args(["-port", "{port}", "-address", "127.0.0.1"])).await?;
+    start_beside(mapper().await?, plugins, settings).await
+}
+
+/// Starts so many nodes as one cluster. Its queues have replicas on up to three of them.
+///
+/// # Errors
+/// As [`start`], or if they do not come together.
+pub async fn start_cluster(nodes: usize) -> Result<Vec<Node>, BoxError> {
+    let (epmd, mut all) = (mapper().await?, Vec::<Node>::new());
+    for _ in 0..nodes {
+        let node = start_beside(epmd.clone(), "", [""; 0]).await?;
+        if let Some(first) = all.first() {
+            node.control(&["stop_app"]).await?;
+            node.control(&["join_cluster", &first.name()]).await?;
+            node.control(&["start_app"]).await?;
+        }
+        all.push(node);
+    }
+    Ok(all)
+}
+
+/// A port mapper. Started by hand: else a node starts one of its own, which outlives it.
+async fn mapper() -> Result<Arc<Process>, BoxError> {
+    Ok(Arc::new(Process::start(Launch::new("epmd").args(["-port", "{port}", "-address", "127.0.0.1"])).await?))
+}
+
+async fn start_beside<T: AsRef<str>>(
+    epmd: Arc<Process>,
+    plugins: &str,
+    settings: impl IntoIterator<Item = T>,
+) -> Result<Node, BoxError> {
     let mut conf = String::from("log.console = true\nlog.file = false\ndisk_free_limit.absolute = 50MB\n");
     // The log of quorum queues is kept in memory up to this size.
     conf.push_str("raft.wal_max_size_bytes = 33554432\n");
@@ -54,7 +84,7 @@ pub async fn start_with<T: AsRef<str>>(plugins: &str, settings: impl IntoIterato
     let distribution = free_port()?.to_string();
     let port_of_epmd = epmd.address().port().to_string();
     let mut launch = Launch::new("sh")
-        .args(["-c", PREPARE, "sh", &conf, plugins])
+        .args(["-c", PREPARE, "sh", &conf, plugins, &port_of_epmd])
         .ready(Ready::Output("Server startup complete".into()))
         .patience(PATIENCE);
     for (name, value) in [
@@ -88,13 +118,18 @@ pub async fn start_with<T: AsRef<str>>(plugins: &str, settings: impl IntoIterato
 /// Makes the node's folders at its first start, then becomes the node. A quorum queue that cannot pass on a message, since the
 /// next queue is not up yet after a restart, tries again after this long; its default are three minutes.
 const PREPARE: &str = "mkdir -p home mnesia logs conf
-[ -f home/.erlang.cookie ] || { echo cookie$$ > home/.erlang.cookie; chmod 400 home/.erlang.cookie; }
+[ -f home/.erlang.cookie ] || { echo cookie$3 > home/.erlang.cookie; chmod 400 home/.erlang.cookie; }
 [ -f enabled_plugins ] || echo \"[$2].\" > enabled_plugins
 printf %s \"$1\" > rabbitmq.conf
 echo '[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 3000}]}].' > advanced.config
 exec \"$RABBITMQ_SCRIPTS/rabbitmq-server\"";
 
 impl Node {
+    /// Its name in a cluster.
+    fn name(&self) -> String {
+        format!("anyqueue{}@localhost", self.address().port())
+    }
+
     /// Its folder, which it keeps through restarts.
     pub fn folder(&self) -> PathBuf {
         self.node.folder().to_owned()
@@ -105,9 +140,8 @@ impl Node {
     /// # Errors
     /// What it said, if it failed.
     pub async fn control(&self, arguments: &[&str]) -> Result<String, BoxError> {
-        let name = format!("anyqueue{}@localhost", self.address().port());
         let run = tokio::process::Command::new(format!("{}/rabbitmqctl", scripts()))
-            .args(["--node", &name])
+            .args(["--node", &self.name()])
             .args(arguments)
             .env("HOME", self.folder().join("home"))
             .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")

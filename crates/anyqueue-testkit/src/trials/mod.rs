@@ -87,6 +87,7 @@ pub(crate) fn all() -> &'static [Trial] {
         Shared admin::c21_a_pause_ends_by_time,
         Own restart::c21_a_pause_survives_restart,
         Shared runtimes::c22_a_blocked_runtime_stops_nobody,
+        Shared runtimes::c22_a_sender_blocked_half_way_stops_nobody,
         Shared data::data_comes_back_as_it_was,
         Shared data::the_largest_task_and_one_byte_more,
     ]

@@ -82,11 +82,12 @@ pub(crate) async fn speed(queues: &Queues, raw: &mut impl Raw, tasks: usize, ser
     }
     drain(queues).await;
     let (mut ins, mut outs) = (Vec::new(), Vec::new());
-    let mut raw_server = 0.0;
+    let (mut raw_client, mut raw_server) = (0.0, 0.0);
     for _ in 0..ROUNDS {
-        let before = server();
+        let before = (meter::cpu(), server());
         let [raw_in, raw_out] = raw.many(tasks).await;
-        raw_server += server() - before;
+        raw_client += meter::cpu() - before.0;
+        raw_server += server() - before.1;
         let meter = Meter::start(queues, &server).await;
         let ours = sends(&sender, SENDERS, tasks).await;
         line("W2 64 senders", raw_in, ours, &meter.per_task(queues, &server, tasks).await);
@@ -97,9 +98,8 @@ pub(crate) async fn speed(queues: &Queues, raw: &mut impl Raw, tasks: usize, ser
         outs.push(ours / raw_out);
     }
     println!("  median ratios: W1 {:.2}, W2 {:.2}, W3 {:.2}", median(ones), median(ins), median(outs));
-    if raw_server > 0.0 {
-        println!("  raw, in and out: {:.3} s CPU/10k of the server", raw_server / (ROUNDS * tasks) as f64 * 1e4);
-    }
+    let [raw_client, raw_server] = [raw_client, raw_server].map(|used| used / (ROUNDS * tasks) as f64 * 1e4);
+    println!("  raw, in and out: {raw_client:.3} s CPU/10k (server {raw_server:.3})");
     println!("  RSS {} MB, {} MB at the most so far", meter::rss_mb(), meter::peak_rss_mb());
 }
 
