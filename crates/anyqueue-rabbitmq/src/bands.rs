@@ -107,7 +107,7 @@ mod tests {
     use crate::config::{Kind, Style};
 
     fn foreign(ends: &'static [u32]) -> Vec<String> {
-        let style = Style { kind: Kind::Quorum, levels: Levels::Bands(ends), max_ttr: EVERY, native: false };
+        let style = Style { kind: Kind::Quorum, levels: Levels::Bands(ends), max_ttr: EVERY, own_timeout: None, native: false };
         let layout = Layout::new(&QueueName::new("q").unwrap(), style);
         layout.foreign_bands().iter().map(|name| name.as_str().to_owned()).collect()
     }

@@ -137,7 +137,8 @@ mod tests {
 
     #[test]
     fn a_range_is_one_of_whole_bands() {
-        let style = Style { kind: Kind::Quorum, levels: Levels::Bands(priority::FIVE_BANDS), native: false, max_ttr: SECOND };
+        let levels = Levels::Bands(priority::FIVE_BANDS);
+        let style = Style { kind: Kind::Quorum, levels, native: false, max_ttr: SECOND, own_timeout: None };
         for fine in [0..=u32::MAX, 0..=512, 513..=2048, 1025..=u32::MAX] {
             assert!(check_range(&style, &fine).is_ok(), "{fine:?}");
         }

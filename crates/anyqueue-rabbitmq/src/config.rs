@@ -36,7 +36,12 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         true,
     ),
     option("x_max_priority", "false", "classic queues only: all bands in one queue, made with `x-max-priority`", true),
-    option("consumer_timeout", "30m", "the server's `consumer_timeout`; a task may be reserved for two minutes less", true),
+    option(
+        "consumer_timeout",
+        "30m",
+        "the server's `consumer_timeout`, from 3.12 on the queue's own; a task may be reserved for two minutes less",
+        true,
+    ),
     option("max_payload", "16777216", "the largest body, in bytes", false),
     option("liveness", "8s", "a dead connection is noticed within twice this; heartbeats are sent accordingly", false),
     OptionSpec {
@@ -78,6 +83,8 @@ pub(crate) struct Style {
     pub(crate) native: bool,
     /// How long a task may be reserved in all.
     pub(crate) max_ttr: Duration,
+    /// The `consumer_timeout` of the settings, for a server that takes one for each queue.
+    pub(crate) own_timeout: Option<Duration>,
 }
 
 /// Where the servers are and how to treat them.
@@ -140,6 +147,7 @@ impl Config {
             levels: Levels::Bands(priority::FIVE_BANDS),
             native: false,
             max_ttr: max_ttr(CONSUMER_TIMEOUT),
+            own_timeout: None,
         };
         let style = standard.with(given)?;
         let of_queue = |(queue, own): (&QueueName, &Options)| style.with(own).map(|style| (queue.clone(), style));
@@ -198,6 +206,7 @@ impl Style {
             levels: bands(given)?.unwrap_or(self.levels),
             native: given.boolean("x_max_priority")?.unwrap_or(self.native),
             max_ttr: timeout.map_or(self.max_ttr, max_ttr),
+            own_timeout: timeout.or(self.own_timeout),
         };
         match style.native {
             true if style.kind != Kind::Classic => Err(Error::config(

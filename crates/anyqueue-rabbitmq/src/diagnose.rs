@@ -22,7 +22,7 @@ pub(crate) async fn findings(shared: &Shared) -> Result<Vec<Finding>> {
         [(None, &config.style)].into_iter().chain(config.queues.iter().map(|(queue, style)| (Some(queue), style)))
     {
         let who = queue.map_or_else(|| "queues".into(), |queue| format!("queue `{queue}`"));
-        found(Severity::Note, format!("{who}: {}", resolved(style)));
+        found(Severity::Note, format!("{who}: {}", resolved(style, &shared.version)));
         if style.kind == Kind::Classic {
             let text = "a server that dies while a delayed task changes rungs may lose it; `type = \"quorum\"` does not";
             found(Severity::Warning, format!("{who}, being classic: {text}"));
@@ -47,14 +47,14 @@ pub(crate) async fn findings(shared: &Shared) -> Result<Vec<Finding>> {
 fn of_version(version: &Version) -> Vec<Finding> {
     let said = |severity, text: String| Finding { severity, text };
     let tried =
-        "releases from 4.1 on were never tried with this adapter, 3.10 and 4.0 were; watch `crashed` counts and held tasks";
+        "releases from 4.4 on were never tried with this adapter, 3.10, 4.0 and 4.3 were; watch `crashed` counts and held tasks";
     vec![match (version.major, version.at_least(3, 10)) {
         (0, _) => said(Severity::Warning, "the server does not tell its version; it is treated like RabbitMQ 3.10".into()),
         (_, false) => {
             let text = "3.10 or later is needed: older quorum queues know no time to live, so delays do not work";
             said(Severity::Problem, format!("the server is RabbitMQ {}; {text}", version.text))
         }
-        (4.., _) if version.at_least(4, 1) => {
+        (4.., _) if version.at_least(4, 4) => {
             said(Severity::Warning, format!("the server is RabbitMQ {}; {tried}", version.text))
         }
         _ => said(Severity::Note, format!("the server is RabbitMQ {}", version.text)),
@@ -62,9 +62,16 @@ fn of_version(version: &Version) -> Vec<Finding> {
 }
 
 /// What the settings of a queue come to.
-fn resolved(style: &Style) -> String {
-    let text = "the server does not tell its `consumer_timeout`; by the option of that name a TTR, touches and `time_limit` \
-                included, is at most";
+fn resolved(style: &Style, version: &Version) -> String {
+    let text = match style.own_timeout {
+        Some(_) if version.at_least(3, 12) => {
+            "queues are made with the `consumer_timeout` of the settings; a TTR, touches and `time_limit` included, is at most"
+        }
+        _ => {
+            "the server does not tell its `consumer_timeout`; by the option of that name a TTR, touches and `time_limit` \
+             included, is at most"
+        }
+    };
     let (kind, bands, limit) = (style.kind.word(), style.bands(), time::show(style.max_ttr));
     format!("{kind}, priorities in {bands}; {text} {limit}, two minutes less than it")
 }
@@ -102,7 +109,9 @@ mod tests {
             ("3.10.8", Severity::Note),
             ("3.13.0", Severity::Note),
             ("4.0.5", Severity::Note),
-            ("4.3.1", Severity::Warning),
+            ("4.3.6", Severity::Note),
+            ("4.4.0", Severity::Warning),
+            ("5.0.0", Severity::Warning),
         ] {
             let found = of_version(&Version::read(version));
             assert_eq!((found.len(), found[0].severity), (1, severity), "{version}: {found:?}");

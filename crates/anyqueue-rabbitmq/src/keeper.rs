@@ -339,7 +339,7 @@ impl Keeper {
             let (mut state, now) = (self.line.state(), self.shared.clock.now());
             tags.iter().copied().filter(|tag| state.end_lease(*tag, now)).collect()
         };
-        self.line.return_all(&channel, &over).await
+        self.line.return_harmed(&channel, &over).await
     }
 
     async fn wait(&mut self, until: Moment) -> Result<()> {

@@ -74,6 +74,9 @@ impl Layout {
         if self.style.kind == Kind::Quorum {
             working.extend(safe_dead_letters());
         }
+        if let Some(timeout) = self.style.own_timeout {
+            working.push(("x-consumer-timeout", AMQPValue::LongLongInt(timeout.as_millis() as i64)));
+        }
         if self.style.native {
             working.push(("x-max-priority", AMQPValue::LongLongInt(self.style.count() as i64 - 1)));
         }
@@ -209,7 +212,7 @@ mod tests {
     use super::*;
 
     fn style(ends: &'static [u32]) -> Style {
-        Style { kind: Kind::Quorum, levels: Levels::Bands(ends), native: false, max_ttr: MAX_DELAY }
+        Style { kind: Kind::Quorum, levels: Levels::Bands(ends), native: false, max_ttr: MAX_DELAY, own_timeout: None }
     }
 
     #[test]
@@ -220,6 +223,19 @@ mod tests {
         assert_eq!(names, ["mail.Out;0", "mail.Out;512", "mail.Out", "mail.Out;2048", "mail.Out;rest"]);
         assert_eq!((five.band(1).as_str(), five.band(1024).as_str()), ("mail.Out;512", "mail.Out"));
         assert_eq!(Layout::new(&queue, style(priority::ONE_BAND)).bands, ["mail.Out".into()]);
+    }
+
+    #[test]
+    fn a_timeout_of_its_own_is_an_argument_of_what_is_worked_on() {
+        let queue = QueueName::new("q").unwrap();
+        let own = Style { own_timeout: Some(Duration::from_secs(7200)), ..style(priority::FIVE_BANDS) };
+        let key = |(name, arguments): (ShortString, FieldTable)| {
+            arguments.inner().get("x-consumer-timeout").map(|value| (name, value.clone()))
+        };
+        let found: Vec<_> = Layout::new(&queue, own).all().into_iter().filter_map(key).collect();
+        assert_eq!(found.len(), 5, "the bands, and not what nobody works on: {found:?}");
+        assert!(found.iter().all(|(_, value)| *value == AMQPValue::LongLongInt(7_200_000)));
+        assert!(Layout::new(&queue, style(priority::FIVE_BANDS)).all().into_iter().all(|one| key(one).is_none()));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The RabbitMQ broker of anyqueue: RabbitMQ 3.10 and later, quorum or classic queues. Tried on 3.10.8 and 4.0.5.
+//! The RabbitMQ broker of anyqueue: RabbitMQ 3.10 and later, quorum or classic queues. Tried on 3.10.8, 4.0.5 and 4.3.6.
 //!
 //! `amqp://user:password@host:5672/vhost`, several hosts of a cluster in one URL (`amqp://a,b:5673/jobs`), or `amqps://…` for
 //! TLS (the feature `tls`, on by default: rustls with ring). Options, after `?` or in `queue.toml`: `type`, `bands`,
@@ -32,7 +32,7 @@
 //! RabbitMQ knows no leases. The worker's own clock ends one and gives the task back; a worker that is frozen or cut off
 //! loses its connection after three heartbeats, and all its tasks with it. The server itself ends reservations after its
 //! `consumer_timeout`, 30 minutes unless it is set: a task may be reserved for two minutes less, touches included. Set the
-//! option to what the server has.
+//! option to what the server has; from 3.12 on, our queues are made with it (`x-consumer-timeout`).
 //!
 //! Acknowledgements have no answer in AMQP. A settle ends with a request on the same channel, whose answer says that the
 //! server has heard all of it; what a quorum queue has heard is on disk a moment later (`settle_window`). Acknowledgements of

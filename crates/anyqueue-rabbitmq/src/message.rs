@@ -69,7 +69,9 @@ impl Message {
         let headers = properties.headers().as_ref();
         let number = |key: &str| headers.and_then(|headers| headers.inner().get(key)).and_then(whole);
         let flag = |key: &str| headers.and_then(|headers| headers.inner().get(key)) == Some(&AMQPValue::Boolean(true));
-        let count = number("x-delivery-count");
+        // A server that tells this leaves out a count of 0 deaths.
+        let acquired = number("x-acquired-count");
+        let count = number("x-delivery-count").or(acquired.map(|_| 0));
         let sent = properties.timestamp().map(Duration::from_secs);
         let now_since = Duration::from_millis(unix_millis(now));
         Self {
@@ -80,7 +82,7 @@ impl Message {
             ttr: number(TTR).map(Duration::from_millis),
             returns: count.unwrap_or(delivery.redelivered.into()),
             exact: count.is_some() || !delivery.redelivered,
-            harmed_only: number("x-acquired-count").is_some(),
+            harmed_only: acquired.is_some(),
             age: sent.map(|sent| now_since.saturating_sub(sent)),
             due: number(DUE),
             probation: flag(PROBATION),
@@ -150,10 +152,11 @@ mod tests {
 
     #[test]
     fn a_server_that_counts_only_harm_is_told_by_its_header() {
-        for (header, harmed_only) in [("x-delivery-count", false), ("x-acquired-count", true)] {
+        for (header, harmed_only, deaths) in [("x-delivery-count", false, 2), ("x-acquired-count", true, 0)] {
             let mut delivery = Delivery::mock(7, "".into(), "q".into(), true, b"{}".to_vec());
             delivery.properties = BasicProperties::default().with_headers(table(&[(header, AMQPValue::LongLongInt(2))]));
-            assert_eq!(Message::new(delivery, SystemTime::now()).harmed_only, harmed_only, "{header}");
+            let message = Message::new(delivery, SystemTime::now());
+            assert_eq!((message.harmed_only, message.facts().redeliveries), (harmed_only, Figure::Exact(deaths)), "{header}");
         }
     }
 

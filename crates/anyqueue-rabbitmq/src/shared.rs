@@ -10,7 +10,7 @@ use lapin::Channel;
 use lapin::types::ShortString;
 use tokio::runtime::Handle;
 
-use crate::config::{Config, MOST_PAYLOAD};
+use crate::config::{Config, MOST_PAYLOAD, Style};
 use crate::error::{self, closed};
 use crate::hello::Version;
 use crate::layout::Layout;
@@ -116,8 +116,14 @@ impl Shared {
 
     pub(crate) fn layout(&self, queue: &QueueName) -> Arc<Layout> {
         let mut layouts = lock(&self.layouts);
-        let layout = || Arc::new(Layout::new(queue, self.config.style(queue)));
+        let layout = || Arc::new(Layout::new(queue, self.style(queue)));
         layouts.entry(queue.clone()).or_insert_with(layout).clone()
+    }
+
+    /// What is set for a queue, as far as this server can have it.
+    pub(crate) fn style(&self, queue: &QueueName) -> Style {
+        let style = self.config.style(queue);
+        Style { own_timeout: style.own_timeout.filter(|_| self.version.at_least(3, 12)), ..style }
     }
 
     pub(crate) fn is_known(&self, queue: &QueueName) -> bool {

@@ -21,6 +21,8 @@ const DURABLE: QueueDeclareOptions =
 const PASSIVE: QueueDeclareOptions =
     QueueDeclareOptions { passive: true, durable: false, exclusive: false, auto_delete: false, nowait: false };
 
+/// Notes are worth no longer wait.
+const PATIENCE_OF_NOTES: Duration = Duration::from_secs(2);
 /// So many are looked through when a queue is made anew.
 const STRAYS: usize = 10_000;
 /// A queue that was deleted is not made anew sooner. A channel that consumed a quorum queue looks for it each 30 ms until it
@@ -91,11 +93,20 @@ impl Shared {
         let mut channel = self.work.channel().await?;
         let (all, mut missing) = (layout.all(), Vec::new());
         for (name, arguments) in &all {
-            match self.count(&channel, name).await {
+            let count = self.count(&channel, name);
+            let is_notes = *name == layout.notes;
+            let count = match is_notes {
+                // Of a node that is down, newer servers say nothing for a minute.
+                true => {
+                    tokio::time::timeout(PATIENCE_OF_NOTES, count).await.unwrap_or_else(|_| Err(error::late("queue.declare")))
+                }
+                false => count.await,
+            };
+            match count {
                 Ok(Some(_)) => continue,
                 Ok(None) => missing.push((name, arguments)),
                 // Notes are on one node. Without them what comes back unharmed costs a run alone, and no more.
-                Err(e) if *name == layout.notes && e.kind() == ErrorKind::Unavailable => {
+                Err(e) if is_notes && matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
                     let queue = layout.queue.as_str();
                     tracing::warn!(queue, error = chain(&e), "no notes can be had of tasks that come back unharmed");
                 }

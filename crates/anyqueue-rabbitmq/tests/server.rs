@@ -232,6 +232,16 @@ async fn a_task_that_outlasts_the_servers_timeout_comes_again_and_its_worker_is_
     settle(&*consumer, &again, Settlement::Done).await;
 }
 
+/// From 4.3 on, what is given back unharmed does not count.
+fn counts_returns(broker: &dyn Broker) -> bool {
+    let version = broker.info().version.unwrap_or_default();
+    let counts = !version.starts_with("4.3");
+    if !counts {
+        println!("RabbitMQ {version} counts no returns: nothing to see");
+    }
+    counts
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_delivery_limit_throws_out_is_held() {
     let node = node().await;
