@@ -171,12 +171,20 @@ impl Consumer for BeanstalkdConsumer {
     async fn close(self: Box<Self>) -> Result<()> {
         let left = Self::close(&self);
         self.hub.give_back(left).await;
-        // A look may have taken tasks that nobody knows of yet: it gives them back.
+        // A look may have taken tasks that nobody knows of yet, and a wait may be given one just now: they give them back.
         let until = self.hub.clock.now() + self.hub.config.patience;
-        while self.feed.is_looking() && self.hub.clock.now() < until {
-            self.rung(until).await;
+        loop {
+            let waited = self.hub.waited.notified();
+            tokio::pin!(waited);
+            waited.as_mut().enable();
+            if !self.hub.break_off(&self.feed) && !self.feed.is_looking() || self.hub.clock.now() >= until {
+                return Ok(());
+            }
+            tokio::select! {
+                () = waited => {}
+                () = self.rung(until) => {}
+            }
         }
-        Ok(())
     }
 }
 

@@ -34,6 +34,8 @@ pub(crate) struct Hub {
     /// Read while something is under way that must be carried to its end: whoever closes waits for the copies' originals to
     /// be removed, and for what looks still bring.
     pub(crate) settling: tokio::sync::RwLock<()>,
+    /// Rung when a wait is over.
+    pub(crate) waited: tokio::sync::Notify,
     leases: Mutex<Leases>,
     feeds: Mutex<Vec<Arc<Feed>>>,
     queues: Mutex<HashMap<QueueName, Arc<Tubes>>>,
@@ -85,6 +87,7 @@ impl Hub {
             runtime: Handle::current(),
             declared: Mutex::default(),
             settling: tokio::sync::RwLock::default(),
+            waited: tokio::sync::Notify::new(),
             leases: Mutex::default(),
             feeds: Mutex::default(),
             queues: Mutex::default(),

@@ -73,6 +73,11 @@ impl Link {
         &self.stream.server
     }
 
+    /// Breaks off its wait: what it may have been given comes, then it ends.
+    pub(crate) fn break_off(&self) {
+        self.stream.write_no_more();
+    }
+
     /// Ends it now.
     pub(crate) fn close(&self, why: &Error) {
         self.stream.die(why);

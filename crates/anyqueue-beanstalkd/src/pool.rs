@@ -40,6 +40,15 @@ struct Entry {
     busy: usize,
     /// What it waits for, while it waits and until what came has been handed in.
     waits: Option<Wait>,
+    /// That wait was broken off, and the connection ends with it.
+    broken: bool,
+}
+
+impl Entry {
+    /// Whether a wait goes on until its time is over.
+    fn will_wait(&self) -> bool {
+        !self.broken && !self.link.is_dead()
+    }
 }
 
 impl Pool {
@@ -110,7 +119,7 @@ impl Server {
         if hub.is_closed() {
             return Err(error::closed());
         }
-        self.pool.lock().links.push(Entry { link: link.clone(), busy: 1, waits: None });
+        self.pool.lock().links.push(Entry { link: link.clone(), busy: 1, waits: None, broken: false });
         Ok(Busy { server: self.clone(), link })
     }
 
@@ -129,7 +138,7 @@ impl Server {
         if hub.is_closed() {
             return Err(error::closed());
         }
-        self.pool.lock().links.push(Entry { link: link.clone(), busy: 0, waits: Some(wait.clone()) });
+        self.pool.lock().links.push(Entry { link: link.clone(), busy: 0, waits: Some(wait.clone()), broken: false });
         Ok(link)
     }
 
@@ -152,22 +161,30 @@ impl Server {
     /// Whether a wait for all of these tubes is under way.
     pub(crate) fn waits_for(&self, tubes: &[Tube]) -> bool {
         let pool = self.pool.lock();
-        let mut waits = pool.links.iter().filter(|entry| !entry.link.is_dead()).filter_map(|entry| entry.waits.as_ref());
+        let mut waits = pool.links.iter().filter(|entry| entry.will_wait()).filter_map(|entry| entry.waits.as_ref());
         waits.any(|wait| tubes.iter().all(|tube| wait.tubes.contains(tube)))
     }
 
     /// When the last wait for one of these tubes ends.
     pub(crate) fn wait_end(&self, tubes: &[Tube]) -> Option<Moment> {
         let pool = self.pool.lock();
-        let waits = pool.links.iter().filter(|entry| !entry.link.is_dead()).filter_map(|entry| entry.waits.as_ref());
+        let waits = pool.links.iter().filter(|entry| entry.will_wait()).filter_map(|entry| entry.waits.as_ref());
         waits.filter(|wait| tubes.iter().any(|tube| wait.tubes.contains(tube))).map(|wait| wait.until).max()
     }
 
-    /// Breaks off waits that nobody needs. Such a connection holds nothing, so nothing but the wait is lost.
-    pub(crate) fn break_off(&self, needed: impl Fn(&Wait) -> bool) {
-        let not_needed = |entry: &mut Entry| entry.waits.as_ref().is_some_and(|wait| entry.busy == 0 && !needed(wait));
-        let over: Vec<Entry> = self.pool.lock().links.extract_if(.., not_needed).collect();
-        over.iter().for_each(|entry| entry.link.close(&Error::unavailable("the wait was broken off")));
+    /// Breaks off waits that nobody needs. Such a connection holds nothing, so nothing but the wait is lost. Says whether any
+    /// of those is not over yet.
+    pub(crate) fn break_off(&self, needed: impl Fn(&Wait) -> bool) -> bool {
+        let mut pool = self.pool.lock();
+        let over = |entry: &&mut Entry| !entry.link.is_dead() && entry.waits.as_ref().is_some_and(|wait| !needed(wait));
+        let mut any = false;
+        for entry in pool.links.iter_mut().filter(over) {
+            any = true;
+            if entry.busy == 0 && !std::mem::replace(&mut entry.broken, true) {
+                entry.link.break_off();
+            }
+        }
+        any
     }
 
     /// A job may have come. Whether the connection may keep it: another one can wait in its place.
@@ -195,14 +212,24 @@ impl Server {
         } else if let Some(wait) = &mut entry.waits {
             wait.tubes = tubes.to_vec();
         }
-        entry.waits.is_some()
+        entry.waits.is_some() && !entry.broken
+    }
+
+    /// Whether its wait was broken off.
+    pub(crate) fn is_broken(&self, link: &Link) -> bool {
+        self.pool.lock().links.iter().any(|entry| entry.link.number == link.number && entry.broken)
     }
 
     /// Ends a wait. False if it had been broken off.
     pub(crate) fn waited(&self, link: &Link) -> bool {
         let mut pool = self.pool.lock();
-        let entry = pool.links.iter_mut().find(|entry| entry.link.number == link.number);
-        entry.map(|entry| entry.waits = None).is_some()
+        let Some(at) = pool.links.iter().position(|entry| entry.link.number == link.number) else { return false };
+        if pool.links[at].broken {
+            pool.links.swap_remove(at);
+            return false;
+        }
+        pool.links[at].waits = None;
+        true
     }
 
     /// The connection of this number.

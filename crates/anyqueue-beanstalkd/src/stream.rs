@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyqueue_core::{Error, Result};
 use bytes::{Buf, BytesMut};
 use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -136,6 +137,14 @@ impl Stream {
         for tell in due.into_iter().filter_map(|due| due.tell) {
             // Whoever asked may have gone.
             drop(tell.send(Err(error.duplicate().effect_unknown())));
+        }
+    }
+
+    /// Writes no more: the server answers what it has, ends a wait, and then the connection.
+    pub(crate) fn write_no_more(&self) {
+        let socket: &TcpStream = self.output.as_ref();
+        if let Err(e) = rustix::net::shutdown(socket, rustix::net::Shutdown::Write) {
+            self.die(&error::io(e.into(), &self.server));
         }
     }
 

@@ -26,6 +26,9 @@ const WAIT: Duration = Duration::from_secs(2);
 /// What an answer takes on its way, generously.
 const ANSWER: Duration = Duration::from_millis(20);
 
+/// A connection whose wait was broken off ends within a few of these.
+const END: Duration = Duration::from_millis(1);
+
 /// How long a job that one connection passes to another is kept from everybody else, in seconds.
 const HAND_OVER: u32 = 1;
 
@@ -67,15 +70,15 @@ impl Hub {
         self.servers.iter().filter_map(|server| server.wait_end(&feed.tubes)).max()
     }
 
-    /// Breaks off the waits for this consumer that serve no other one.
-    pub(crate) fn break_off(&self, over: &Feed) {
+    /// Breaks off the waits for this consumer that serve no other one. Says whether any of those is not over yet.
+    pub(crate) fn break_off(&self, over: &Feed) -> bool {
         over.set_waits(None);
         let waited: Vec<Arc<Feed>> = self.feeds().iter().filter(|feed| feed.waits()).cloned().collect();
         let needed = |wait: &Wait| {
             let serves = |feed: &Feed| feed.tubes.iter().any(|tube| wait.tubes.contains(tube));
             !serves(over) || waited.iter().any(|feed| serves(feed))
         };
-        self.servers.iter().for_each(|server| server.break_off(needed));
+        self.servers.iter().filter(|server| server.break_off(needed)).count() > 0
     }
 
     async fn wait_on(self: Arc<Self>, server: Arc<Server>) {
@@ -116,6 +119,8 @@ impl Hub {
         let open = self.open_tubes();
         tubes.retain(|tube| open.contains(tube));
         if !server.narrow(&link, &tubes) {
+            server.waited(&link);
+            self.waited.notify_waiters();
             return Ok(None);
         }
         self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
@@ -123,11 +128,9 @@ impl Hub {
             Ok(answers) => Ok(Some((link, answers))),
             // A wait that was broken off is no failure.
             Err(e) => {
-                if server.waited(&link) {
-                    Err(e)
-                } else {
-                    Ok(None)
-                }
+                let known = server.waited(&link);
+                self.waited.notify_waiters();
+                if known { Err(e) } else { Ok(None) }
             }
         }
     }
@@ -135,6 +138,13 @@ impl Hub {
     async fn wait_ended(self: &Arc<Self>, server: &Arc<Server>, link: &Arc<Link>, answers: Answers) {
         let answer = answered(answers).await;
         let (busy, keep) = server.awoke(link, self);
+        if server.is_broken(link) {
+            // It ends now, and the server has what it may have given it.
+            let until = self.clock.now() + self.config.patience;
+            while !link.is_dead() && self.clock.now() < until {
+                self.clock.sleep_until(self.clock.now() + END).await;
+            }
+        }
         let ended = match answer.map(|mut replies| replies.pop()) {
             Ok(Some(Reply::Reserved(id, body))) if keep => self.keep(server, link, id, body).await,
             Ok(Some(Reply::Reserved(id, _))) => self.pass_on(server, link, id).await,
@@ -149,6 +159,7 @@ impl Hub {
         };
         let known = server.waited(link);
         drop(busy);
+        self.waited.notify_waiters();
         match ended {
             // A wait that was broken off is no failure.
             Err(e) if known => self.wait_failed(server, &e),

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyqueue_core::{Consumer, Delivery, Error, ErrorKind, Result, Settler, async_trait};
+use futures::future::join_all;
+use tokio::task::JoinHandle;
 
 use crate::feed::{Feed, Looks};
 use crate::hub::Hub;
 use crate::line::Line;
+use crate::server::Server;
 use crate::settle::GearmanSettler;
 
 /// Takes tasks from one queue. All I/O is in tasks of their own, so that a dropped `reserve` loses nothing.
@@ -16,16 +19,16 @@ use crate::settle::GearmanSettler;
 pub(crate) struct GearmanConsumer {
     hub: Arc<Hub>,
     feed: Arc<Feed>,
+    lines: Vec<JoinHandle<()>>,
 }
 
 impl GearmanConsumer {
     pub(crate) fn new(hub: Arc<Hub>, feed: Feed) -> Self {
         let feed = Arc::new(feed);
         hub.add_feed(feed.clone());
-        for server in &hub.servers {
-            hub.runtime.spawn(Line::new(&hub, server.clone(), feed.clone()).run());
-        }
-        Self { hub, feed }
+        let line = |server: &Arc<Server>| hub.runtime.spawn(Line::new(&hub, server.clone(), feed.clone()).run());
+        let lines = hub.servers.iter().map(line).collect();
+        Self { hub, feed, lines }
     }
 
     fn take(&self, max: usize) -> Result<Vec<Delivery>> {
@@ -93,9 +96,17 @@ impl Consumer for GearmanConsumer {
         Arc::new(GearmanSettler::new(self.hub.clone(), self.feed.queue.clone()))
     }
 
-    async fn close(self: Box<Self>) -> Result<()> {
+    async fn close(mut self: Box<Self>) -> Result<()> {
         let left = self.leave();
-        self.hub.take_back(left).await;
+        // A look that is under way gives back what it finds before its line ends; a server that is away has it anyway.
+        let (lines, clock) = (join_all(std::mem::take(&mut self.lines)), &self.hub.clock);
+        let ended = async {
+            tokio::select! {
+                _ = lines => {}
+                () = clock.sleep_until(clock.now() + self.hub.config.patience) => {}
+            }
+        };
+        tokio::join!(ended, self.hub.take_back(left));
         Ok(())
     }
 }

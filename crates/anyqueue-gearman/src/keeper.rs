@@ -196,5 +196,5 @@ impl Hub {
 
 fn uncounted(lease: &Lease) -> Unique {
     let own = &lease.unique;
-    Unique::next(&lease.queue.functions, own.id, Kind::Ready, own.band, own.ttr, own.lost)
+    Unique::next(&lease.queue.functions, own.id, Kind::Ready, own.band, own.ttr, lease.lost())
 }

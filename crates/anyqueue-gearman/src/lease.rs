@@ -31,6 +31,8 @@ pub(crate) struct Lease {
     /// Past it nothing is sent in the worker's name.
     pub(crate) deadline: Moment,
     pub(crate) guard: Option<Guard>,
+    /// Whether the guard of a worker was there that ended without a word.
+    pub(crate) met: bool,
     /// What is noted with the job, so that its guard knows it.
     pub(crate) number: u32,
     /// Whether a worker has it. One that is still on its way to one is lost by nobody.
@@ -39,6 +41,13 @@ pub(crate) struct Lease {
     pub(crate) next: Option<u64>,
     /// Touches that the server has not answered yet: a slow one must not cost the lease.
     pub(crate) touching: usize,
+}
+
+impl Lease {
+    /// How many leases of its task ended without a word, as whoever comes after us is to know it too.
+    pub(crate) fn lost(&self) -> u32 {
+        if self.met { self.unique.after_loss().lost } else { self.unique.lost }
+    }
 }
 
 /// All reservations, by their numbers.

@@ -246,6 +246,7 @@ impl Line {
             unique,
             deadline,
             guard: guarded.map(|(guard, _)| guard.clone()),
+            met: guarded.is_some_and(|(_, met)| *met),
             handed_out: false,
             next: None,
             touching: 0,

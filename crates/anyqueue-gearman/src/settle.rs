@@ -84,7 +84,7 @@ impl GearmanSettler {
         let (kind, lost) = match what {
             _ if too_large => (Kind::Held, 0),
             Settlement::Hold(..) => (Kind::Held, 0),
-            Settlement::Release(_) => (kind_after(envelope), lease.unique.lost),
+            Settlement::Release(_) => (kind_after(envelope), lease.lost()),
             _ => (kind_after(envelope), 0),
         };
         let band = self.queue.band(envelope.priority);

@@ -27,6 +27,7 @@ pub(crate) struct Lease {
     pub(crate) fetched: Moment,
     pub(crate) band: usize,
     pub(crate) run: u64,
+    pub(crate) deaths: u64,
 }
 
 /// A channel and all that belongs to it.
@@ -200,7 +201,7 @@ impl Line {
         // Another client may have asked for more than the server lets us hold it.
         let lease = message.ttr.unwrap_or(self.ttr).min(self.max_ttr);
         let deadline = now + lease;
-        state.leases.insert(message.tag, Lease { deadline, fetched: at, band, run });
+        state.leases.insert(message.tag, Lease { deadline, fetched: at, band, run, deaths: message.deaths() });
         Delivery {
             receipt: Receipt::new(epoch, message.tag),
             queue: self.queue.clone(),

@@ -14,6 +14,8 @@ use crate::layout::table;
 const PRIORITY: &str = "anyqueue-priority";
 const TTR: &str = "anyqueue-ttr";
 const DUE: &str = "anyqueue-due";
+/// How many workers had died near the task before this copy of it was made, which nobody has written into its body yet.
+const RETURNS: &str = "anyqueue-returns";
 const PROBATION: &str = "anyqueue-probation";
 /// Survives a restart of the server.
 const PERSISTENT: u8 = 2;
@@ -39,6 +41,13 @@ pub(crate) fn properties(task: &Envelope, now: SystemTime) -> BasicProperties {
         .with_headers(table(&headers))
 }
 
+/// The properties of a task that is given back: whoever gets it next learns of those deaths too.
+pub(crate) fn carrying(properties: BasicProperties, returns: u64) -> BasicProperties {
+    let mut headers = properties.headers().clone().unwrap_or_default();
+    headers.insert(RETURNS.into(), AMQPValue::LongLongInt(returns.try_into().unwrap_or(i64::MAX)));
+    properties.with_headers(headers)
+}
+
 /// A task as it came from the server.
 #[derive(Debug)]
 pub(crate) struct Message {
@@ -52,6 +61,8 @@ pub(crate) struct Message {
     /// How often it came back. Classic queues only know whether.
     pub(crate) returns: u64,
     pub(crate) exact: bool,
+    /// How often copies before this one did.
+    pub(crate) carried: u64,
     /// From 4.3 on, what is given back unharmed is not counted among the returns.
     pub(crate) harmed_only: bool,
     pub(crate) age: Option<Duration>,
@@ -82,6 +93,7 @@ impl Message {
             ttr: number(TTR).map(Duration::from_millis),
             returns: count.unwrap_or(delivery.redelivered.into()),
             exact: count.is_some() || !delivery.redelivered,
+            carried: number(RETURNS).unwrap_or_default(),
             harmed_only: acquired.is_some(),
             age: sent.map(|sent| now_since.saturating_sub(sent)),
             due: number(DUE),
@@ -96,12 +108,17 @@ impl Message {
         self.probation && self.name.is_some() && self.noted.is_none()
     }
 
+    /// How many workers died near the task without a word in its body, at the least.
+    pub(crate) fn deaths(&self) -> u64 {
+        self.returns.saturating_add(self.carried)
+    }
+
     pub(crate) fn facts(&self) -> NativeFacts {
         NativeFacts {
             id: self.name.clone(),
             priority: self.priority,
             ttr: self.ttr,
-            redeliveries: if self.exact { Figure::Exact(self.returns) } else { Figure::AtLeast(self.returns) },
+            redeliveries: if self.exact { Figure::Exact(self.deaths()) } else { Figure::AtLeast(self.deaths()) },
             age: self.age,
         }
     }

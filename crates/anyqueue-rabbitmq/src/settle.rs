@@ -12,7 +12,7 @@ use lapin::types::ShortString;
 use crate::error::closed;
 use crate::layout::Layout;
 use crate::line::{Lease, Line, Session};
-use crate::message::properties;
+use crate::message::{carrying, properties};
 use crate::publish::Post;
 use crate::shared::Shared;
 
@@ -110,7 +110,7 @@ impl RabbitSettler {
         let late = late.into_iter().map(|item| (item, Error::lease_lost()));
         let (mut failed, mut posts, mut posted) = (late.collect::<Vec<_>>(), Vec::new(), Vec::new());
         for item in copies {
-            match self.copy_of(&item.what) {
+            match self.copy_of(&item) {
                 Ok(post) => {
                     posts.push(post);
                     posted.push(item);
@@ -127,8 +127,8 @@ impl RabbitSettler {
         (good, failed)
     }
 
-    fn copy_of(&self, what: &Settlement) -> Result<Post> {
-        match what {
+    fn copy_of(&self, item: &Item) -> Result<Post> {
+        match &item.what {
             Settlement::Hold(task, _) => {
                 self.shared.refuse_copy(task)?;
                 let task = Envelope { delay: Duration::ZERO, ..task.clone() };
@@ -143,7 +143,13 @@ impl RabbitSettler {
                 // A task of another client may have come with a longer TTR: it is kept as it is.
                 self.shared.refuse_copy(task)?;
                 time::check_delay(task.delay)?;
-                Ok(self.shared.post(&self.layout, task))
+                let post = self.shared.post(&self.layout, task);
+                Ok(match &item.what {
+                    Settlement::Release(_) if item.lease.deaths > 0 => {
+                        Post { properties: carrying(post.properties, item.lease.deaths), ..post }
+                    }
+                    _ => post,
+                })
             }
             Settlement::Done => Err(Error::new(ErrorKind::Protocol, "a task that is done has no copy")),
         }

@@ -47,6 +47,7 @@ struct Script {
     records: Vec<(Moment, Record)>,
     receipts: u64,
     latency: Duration,
+    closing: Duration,
     peeked: Vec<Peeked>,
     drift: Vec<Drift>,
     hesitates: bool,
@@ -64,6 +65,7 @@ impl Scripted {
             records: Vec::new(),
             receipts: 0,
             latency: Duration::ZERO,
+            closing: Duration::ZERO,
             drift: Vec::new(),
             hesitates: false,
             peeked: Vec::new(),
@@ -88,6 +90,11 @@ impl Scripted {
     /// Sets how long each call takes.
     pub fn set_latency(&self, latency: Duration) {
         self.script().latency = latency;
+    }
+
+    /// Sets how long a consumer takes to close.
+    pub fn set_closing(&self, closing: Duration) {
+        self.script().closing = closing;
     }
 
     /// From now on nobody who does not wait is told whether there are tasks.
@@ -315,6 +322,8 @@ impl Consumer for ScriptedConsumer {
     }
 
     async fn close(self: Box<Self>) -> Result<()> {
+        let (clock, closing) = (&self.broker.shared.clock, self.broker.script().closing);
+        clock.sleep_until(clock.now() + closing).await;
         Ok(())
     }
 }

@@ -321,6 +321,46 @@ async fn a_task_on_probation_runs_alone_in_its_process() {
     assert!(most.load(Ordering::SeqCst) > 1, "the others run side by side");
 }
 
+/// Works on two queues, one of which has only a task on probation. How many consumers were closed when that began to run, and
+/// how long after it was there, if consumers take so long to close.
+async fn consumers_closed_before_it(closing: Duration) -> (usize, Duration) {
+    let scripted = Scripted::new(Arc::new(TestClock::start()));
+    scripted.set_closing(closing);
+    let name = format!("clearing-{}", closing.as_millis());
+    let queues = staged(&name, Some(Arc::new(scripted.clone())), TestClock::start()).await;
+    let (told, mut begun) = tokio::sync::mpsc::unbounded_channel();
+    let records = scripted.clone();
+    let handler = Queue::new("q", ()).worker("w", move |_, _: Task<u64>| {
+        let closed = records.records().iter().filter(|(_, record)| matches!(record, Record::ConsumerClosed(_))).count();
+        let _ = told.send(closed);
+        async {}
+    });
+    let runner = Runner::new(queues.clone()).queue(handler).queue(counting("r", &Arc::default()));
+    let handle = runner.handle();
+    let run = tokio::spawn(runner.run());
+    let count = |of: fn(&Record) -> bool| scripted.records().iter().filter(|(_, record)| of(record)).count();
+    as_long_as(|| count(|record| matches!(record, Record::Reserved(..))) < 2).await;
+    let mut suspect = Wire::read(&queues.prepare("q", NewTask::new("w", &1)).unwrap().body).unwrap();
+    suspect.probation = true;
+    let native = NativeFacts { redeliveries: Figure::Exact(0), ..NativeFacts::default() };
+    let fed = tokio::time::Instant::now();
+    scripted.feed_raw(&q(), suspect.write(), native, Duration::from_secs(60));
+    let closed = begun.recv().await.unwrap();
+    let took = fed.elapsed();
+    as_long_as(|| handle.progress().done == 0).await;
+    handle.stop();
+    run.await.unwrap().unwrap();
+    (closed, took)
+}
+
+/// What lies fetched in a consumer comes again when the process dies, and would be taken for what it died of.
+#[tokio::test(start_paused = true)]
+async fn a_task_on_probation_begins_when_all_consumers_have_given_back_what_they_had() {
+    assert_eq!(consumers_closed_before_it(Duration::from_millis(700)).await.0, 2);
+    let (closed, took) = consumers_closed_before_it(Duration::from_secs(3600)).await;
+    assert!(closed == 0 && took.as_secs() == 1, "a broker that does not answer is not waited for for long: {took:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_task_on_probation_does_not_hold_up_a_process_whose_tasks_run_long() {
     let scripted = Scripted::new(Arc::new(TestClock::start()));

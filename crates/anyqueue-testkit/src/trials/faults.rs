@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anyqueue_core::{BoxError, Death, Fencing, Link, Settlement, Support, time::MIN_TTR};
+use anyqueue_core::{BoxError, Death, Delivery, Fencing, Link, Settlement, Settler, Support, time::MIN_TTR};
 use rustix::process::Signal;
 
 use crate::child::Child;
-use crate::rig::{Rig, consume, done, drain, incoming, one, send, settle};
+use crate::rig::{Rig, consume, done, drain, incoming, one, reserve, send, settle, take};
 use crate::run::{Outcome, not_applicable, passed};
 use crate::sample::Sample;
 
@@ -69,6 +69,52 @@ pub(super) async fn c12_deaths_are_reported(rig: &Rig) -> Outcome {
     assert_eq!((task.crashes(&dead.native), task.wire.failed), (1, 0), "a crash, not a failure: {:?}", dead.native);
     done(&*settler, &[dead]).await?;
     passed()
+}
+
+/// Who is given a task after a worker has died learns of it, also if others have given it back meanwhile, unread or read.
+pub(super) async fn c12_a_death_is_told_until_somebody_notes_it(rig: &Rig) -> Outcome {
+    let (broker, queue, capabilities) = rig.open("told").await?;
+    if let Support::Needs((), what) = capabilities.deaths {
+        return not_applicable(format!("deaths needs {what}"));
+    }
+    let dies = rig.no_children().is_none() && capabilities.death != Death::WithBroker;
+    let ttr = if dies && capabilities.death == Death::AtOnce { Duration::from_secs(300) } else { MIN_TTR };
+    let wait = MIN_TTR.max(capabilities.frozen_bound.min(ttr)) + rig.slack(capabilities.ttr.limits().step);
+    let tasks: Vec<_> = (0..4).map(|n| Sample::new(n).ttr(ttr).envelope()).collect();
+    send(&*broker, &queue, &tasks).await?;
+    let mut consumer = consume(&*broker, &queue).await?;
+    if dies {
+        let mut child = rig.child().await?;
+        assert_eq!(child.reserve(&queue, 4, Duration::from_secs(5)).await?, 4);
+        child.kill().await?;
+    } else {
+        assert_eq!(take(&mut *consumer, 4, wait).await?.len(), 4, "and their leases end without a word");
+    }
+    for tries in [12, 3, 3] {
+        for _ in 0..tries {
+            let patience = Duration::from_micros(fastrand::u64(..8000));
+            let reserving = reserve(&mut *consumer, 4, wait);
+            let read = tokio::time::timeout(patience, reserving).await.unwrap_or_else(|_| Ok(Vec::new()))?;
+            let settler = consumer.settler();
+            consumer.close().await?;
+            release(&*settler, &read).await?;
+            consumer = consume(&*broker, &queue).await?;
+        }
+        let back = take(&mut *consumer, 4, wait).await?;
+        let untold: Vec<_> = back.iter().filter(|delivery| !incoming(delivery).needs_marking(&delivery.native)).collect();
+        assert!(back.len() == 4 && untold.is_empty(), "four tasks whose worker died, and these do not say so: {untold:?}");
+        release(consumer.settler().as_ref(), &back).await?;
+    }
+    let last = take(&mut *consumer, 4, wait).await?;
+    done(consumer.settler().as_ref(), &last).await?;
+    passed()
+}
+
+async fn release(settler: &dyn Settler, all: &[Delivery]) -> Result<(), BoxError> {
+    for delivery in all {
+        settle(settler, &delivery.receipt, Settlement::Release(incoming(delivery).unchanged(Duration::ZERO))).await?;
+    }
+    Ok(())
 }
 
 /// A worker that was stopped past its lease settles late: the second attempt's result stands.

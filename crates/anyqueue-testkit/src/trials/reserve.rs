@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use anyqueue_core::Settlement;
+use anyqueue_core::{Figure, Settlement};
 
-use crate::rig::{Rig, consume, done, drain, one, reserve, send, settle, take, touch};
+use crate::rig::{Rig, consume, done, drain, incoming, one, reserve, send, settle, take, touch};
 use crate::run::{Outcome, not_applicable, passed};
 use crate::sample::Sample;
 
@@ -157,5 +157,53 @@ pub(super) async fn c09_a_dropped_consumer_gives_back(rig: &Rig) -> Outcome {
     let mut last = consume(&*broker, &queue).await?;
     let rest = drain(&mut *last, rig.slack(Duration::ZERO)).await?;
     assert_eq!(rest.len(), 38, "what a closed and a dropped consumer had fetched came back: {rest:?}");
+    passed()
+}
+
+/// Once a consumer is closed, nothing that it fetched is left in its process: whoever ends then harms no task. None of what
+/// went back looks as if a worker had died with it.
+pub(super) async fn c09_a_closed_consumer_has_nothing_left(rig: &Rig) -> Outcome {
+    let (broker, queue, capabilities) = rig.open("left").await?;
+    let (count, mut seen, mut harmed) = (rig.size(200), Vec::new(), Vec::new());
+    let sender = async {
+        for task in Sample::many(count) {
+            send(&*broker, &queue, &[task]).await?;
+            rig.pass(Duration::from_micros(fastrand::u64(..3000))).await;
+        }
+        Ok::<_, anyqueue_core::Error>(())
+    };
+    let receiver = async {
+        for _ in 0..rig.size(100) {
+            let mut consumer = consume(&*broker, &queue).await?;
+            let patience = Duration::from_micros(fastrand::u64(..20_000));
+            let reserving = reserve(&mut *consumer, 1 + fastrand::usize(..8), SOON);
+            let got = tokio::time::timeout(patience, reserving).await.unwrap_or_else(|_| Ok(Vec::new()))?;
+            let settler = consumer.settler();
+            consumer.close().await?;
+            if let Figure::Exact(reserved) = broker.admin().stats(&queue).await?.reserved {
+                assert_eq!(reserved, got.len() as u64, "reserved by nobody after the consumer was closed");
+            }
+            seen.extend(got.iter().filter_map(Sample::number));
+            done(&*settler, &got).await?;
+        }
+        Ok::<_, anyqueue_core::BoxError>(())
+    };
+    let (sent, received) = tokio::join!(sender, receiver);
+    sent?;
+    received?;
+    let mut consumer = consume(&*broker, &queue).await?;
+    loop {
+        let rest = reserve(&mut *consumer, 100, rig.slack(Duration::ZERO)).await?;
+        if rest.is_empty() {
+            break;
+        }
+        harmed
+            .extend(rest.iter().filter(|delivery| incoming(delivery).needs_marking(&delivery.native)).filter_map(Sample::number));
+        seen.extend(rest.iter().filter_map(Sample::number));
+        done(consumer.settler().as_ref(), &rest).await?;
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..count as u64).collect::<Vec<_>>(), "each task exactly once");
+    assert!(!capabilities.deaths.works() || harmed.is_empty(), "nobody has died, and these say so: {harmed:?}");
     passed()
 }

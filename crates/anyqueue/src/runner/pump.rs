@@ -41,7 +41,7 @@ pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: 
     // Ends with the pump. A queue that hangs, or one silent server of several, keeps no work from beginning.
     let mut comparing = JoinSet::new();
     comparing.spawn(compare(shared.clone(), watched.clone()));
-    while let Some(demand) = demanded(&shared, &watched, prefetch, &mut unread).await {
+    while let Some(demand) = demanded(&shared, &watched, prefetch, &mut unread, &mut consumer).await {
         // A broker that always answers at once would keep the thread from the other queues.
         tokio::task::yield_now().await;
         let request = reserve(&shared, &watched, &mut consumer, demand, &priorities, prefetch, strict);
@@ -49,12 +49,14 @@ pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: 
         match came {
             Ok(Some((_, deliveries))) if deliveries.is_empty() => {}
             // What the broken-off request may have claimed is given back at once.
-            Ok(None) => close(&watched, consumer.take()).await,
+            Ok(None) => close(&shared, &watched, consumer.take()).await,
             Ok(came) => {
                 shared.counters.idle_cycles.store(0, Ordering::Relaxed);
                 unread = came;
             }
             Err(e) => {
+                // What a broker has that does not answer is not waited for.
+                shared.fetches_no_more(watched.lane);
                 if !failed(&shared, &watched, &e).await {
                     break;
                 }
@@ -62,7 +64,7 @@ pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: 
         }
     }
     take_in(&shared, &watched, unread).await;
-    close(&watched, consumer).await;
+    close(&shared, &watched, consumer).await;
     if shared.drain {
         tokio::select! {
             _ = comparing.join_next() => {}
@@ -73,12 +75,27 @@ pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: 
     shared.activity.notify_one();
 }
 
-async fn close(watched: &Watched, consumer: Option<Consuming>) {
-    if let Some((consumer, _)) = consumer
-        && let Err(e) = consumer.close().await
-    {
-        tracing::warn!(queue = watched.name().as_str(), error = chain(&e), "cannot give back what was fetched");
+/// Gives back what a consumer has fetched. A run that must be alone waits for it, if it does not take long.
+async fn close(shared: &Shared, watched: &Arc<Watched>, consumer: Option<Consuming>) {
+    if let Some((consumer, _)) = consumer {
+        let (name, clearing) = (watched.name().clone(), shared.clearing());
+        let closing = tokio::spawn(async move {
+            if let Err(e) = consumer.close().await {
+                tracing::warn!(queue = name.as_str(), error = chain(&e), "cannot give back what was fetched");
+            }
+        });
+        let enough = async {
+            match clearing {
+                Some(time) => shared.clock.sleep_until(shared.clock.now() + time).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = closing => {}
+            () = enough => {}
+        }
     }
+    shared.fetches_no_more(watched.lane);
 }
 
 /// A consumer and its settler: one and the same for all deliveries, so that settlements go together.
@@ -91,8 +108,18 @@ type Unread = (Arc<dyn Settler>, Vec<Delivery>);
 ///
 /// No more than `most` tasks are in this process's hands: those whose results are not stored yet count too, since they
 /// come again if it dies.
-async fn demanded(shared: &Arc<Shared>, watched: &Watched, most: usize, unread: &mut Option<Unread>) -> Option<NonZeroUsize> {
+async fn demanded(
+    shared: &Arc<Shared>,
+    watched: &Arc<Watched>,
+    most: usize,
+    unread: &mut Option<Unread>,
+    consumer: &mut Option<Consuming>,
+) -> Option<NonZeroUsize> {
     loop {
+        // What lies in a consumer would be beside a run that must be alone, and would seem to have died with it.
+        if consumer.is_some() && shared.clearing().is_some() {
+            close(shared, watched, consumer.take()).await;
+        }
         let unread_count = unread.as_ref().map_or(0, |(_, deliveries)| deliveries.len());
         {
             let mut state = shared.state();
@@ -105,6 +132,7 @@ async fn demanded(shared: &Arc<Shared>, watched: &Watched, most: usize, unread: 
             let demand = state.demand(watched.lane, unread_count).min(room).min((most / SHARES).max(PART));
             // Asking for a few at a time would make many small requests of one large one.
             if demand > 0 && (demand > waiting || demand >= most / SHARES) {
+                state.lanes[watched.lane].fetching = true;
                 return NonZeroUsize::new(demand);
             }
             state.lanes[watched.lane].asking = unread.is_none();

@@ -19,6 +19,9 @@ use crate::policy::Policy;
 use crate::queue::Worker;
 use crate::settings::QueueSettings;
 
+/// Consumers are given this long to give back what they fetched, before a run that must be alone.
+const CLEARING: Duration = Duration::from_secs(1);
+
 /// A worker with the policy that holds for it.
 pub(crate) struct Registered {
     pub(crate) worker: Arc<dyn Worker>,
@@ -158,7 +161,8 @@ impl Shared {
         let mut state = self.state();
         // Under the lock: a settlement is counted there before it leaves its line.
         let settled = self.watched.iter().all(|watched| watched.settle.open() == 0);
-        if !settled || state.running + state.unread > 0 {
+        let fetching = state.lanes.iter().any(|lane| lane.fetching);
+        if !settled || fetching || state.running + state.unread > 0 {
             return;
         }
         match std::mem::take(&mut state.alone) {
@@ -168,6 +172,23 @@ impl Shared {
             }
             Alone::Settling => self.ring_pumps(&mut state),
             other => state.alone = other,
+        }
+    }
+
+    /// How long consumers may take to give back what they fetched, before a run that must be alone; `None` if there is none.
+    /// Its lease ends meanwhile, so that one broker that is slow to answer is not waited for for long.
+    pub(crate) fn clearing(&self) -> Option<Duration> {
+        match &self.state().alone {
+            Alone::Nobody => None,
+            Alone::Waiting(task) | Alone::Cleared(task) => Some((task.incoming.ttr / 8).min(CLEARING)),
+            Alone::Running | Alone::Settling => Some(CLEARING),
+        }
+    }
+
+    /// A queue's consumer has nothing any more that is not here.
+    pub(crate) fn fetches_no_more(&self, lane: usize) {
+        if std::mem::take(&mut self.state().lanes[lane].fetching) {
+            self.activity.notify_one();
         }
     }
 

@@ -33,6 +33,8 @@ pub(crate) struct LaneState {
     pub(crate) dead: bool,
     /// Its pump waits to be rung.
     pub(crate) asking: bool,
+    /// Its consumer may have tasks that are not here yet.
+    pub(crate) fetching: bool,
     /// How much of its share it has used: attempts started, each counted as 1 / weight.
     used: f64,
 }
@@ -43,7 +45,7 @@ pub(crate) enum Alone {
     /// Nothing of the kind.
     #[default]
     Nobody,
-    /// Waits until nothing else runs and nothing is left to be settled.
+    /// Waits until nothing else runs, nothing is being fetched and nothing is left to be settled.
     Waiting(Arc<Attempt>),
     /// May be handed to a slot.
     Cleared(Arc<Attempt>),
@@ -135,6 +137,7 @@ impl State {
             empty_at: None,
             dead: false,
             asking: false,
+            fetching: false,
             used: 0.0,
         };
         self.lanes.push(lane);

@@ -24,14 +24,14 @@ const DRIVER: Driver = Driver {
     },
 };
 
-/// Queues `q` on a staged broker, and `other` on the memory broker.
+/// Queues `q` and `r` on a staged broker, and `other` on the memory broker.
 pub(crate) async fn staged(name: &str, broker: Option<Arc<dyn Broker>>, clock: TestClock) -> Queues {
     if let Some(broker) = broker {
         BROKERS.lock().unwrap().insert(name.into(), broker);
     }
     let text = format!(
         "default_broker = \"staged\"\n[brokers.staged]\nurl = \"staged:{name}\"\nsend_timeout = \"5s\"\n[brokers.memory]\nurl = \"memory:\"\n\
-         [queues.q]\nttr = 10\n[queues.other]\nbroker = \"memory\"\n"
+         [queues.q]\nttr = 10\n[queues.r]\n[queues.other]\nbroker = \"memory\"\n"
     );
     let drivers = Drivers::enabled().with(&DRIVER);
     let settings = Settings::builder().text("test", &text).environment([]).drivers(drivers).load().unwrap();
