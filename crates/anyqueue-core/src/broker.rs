@@ -114,6 +114,9 @@ pub trait Consumer: Debug + Send {
     fn settler(&self) -> Arc<dyn Settler>;
 
     /// Gives back what was fetched and not handed out. Leases that were handed out live on.
+    ///
+    /// Once it has answered, this process has nothing reserved that nobody was handed: a run that must be alone in its
+    /// process waits for this, since what lies here would seem to have died with it.
     async fn close(self: Box<Self>) -> Result<()>;
 }
 

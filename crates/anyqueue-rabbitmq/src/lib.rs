@@ -17,7 +17,9 @@
 //! | `anyqueue;walk;…` | while somebody looks through a queue: the right to do so |
 //!
 //! A task's body is the message; its priority, TTR and due time are in the headers `anyqueue-priority`, `anyqueue-ttr`
-//! (milliseconds) and `anyqueue-due` (milliseconds since 1970); `anyqueue-probation` marks one that is to run alone. A message without them has the queue's defaults.
+//! (milliseconds) and `anyqueue-due` (milliseconds since 1970); `anyqueue-probation` marks one that is to run alone, and
+//! `anyqueue-returns` says how often one that was given back had come back before. A message without them has the queue's
+//! defaults.
 //!
 //! # How it works
 //! One connection carries what is published: confirmed, mandatory, persistent, as many under way as a batch has. A second one

@@ -147,10 +147,10 @@ async fn where_notes_were_thrown_out_a_task_that_came_back_may_have_crashed() {
 async fn notes_that_cannot_be_read_keep_no_task_waiting() {
     let node = node().await;
     let (broker, queue) = (connect(&node, "").await, name("noted"));
+    broker.declare(&queue).await.unwrap();
     if !counts_returns(&*broker) {
         return;
     }
-    broker.declare(&queue).await.unwrap();
     broker.send(&queue, &[Sample::new(1).envelope()]).await.remove(0).unwrap();
     bounce(&node, &queue, 1).await;
     let _somebody = reader(&node, &format!("{queue};unharmed")).await;

@@ -234,10 +234,10 @@ async fn the_management_api_counts_what_workers_have() {
 async fn a_policys_delivery_limit_takes_no_held_task_away() {
     let node = node().await;
     let (broker, queue) = (connect(&node, "").await, name("policy"));
+    broker.declare(&queue).await.unwrap();
     if !counts_returns(&*broker) {
         return;
     }
-    broker.declare(&queue).await.unwrap();
     let ids = park(&node, &queue, 3).await;
     let held = format!("^{queue};held$");
     node.control(&["set_policy", queue.as_str(), &held, "{\"delivery-limit\":1}", "--apply-to", "queues"]).await.unwrap();
