@@ -132,7 +132,6 @@ async fn demanded(
             let demand = state.demand(watched.lane, unread_count).min(room).min((most / SHARES).max(PART));
             // Asking for a few at a time would make many small requests of one large one.
             if demand > 0 && (demand > waiting || demand >= most / SHARES) {
-                state.lanes[watched.lane].fetching = true;
                 return NonZeroUsize::new(demand);
             }
             state.lanes[watched.lane].asking = unread.is_none();
@@ -158,7 +157,15 @@ async fn reserve(
         Some(consumer) => consumer,
         None => consumer.insert(connect(watched, priorities, prefetch, strict).await?),
     };
-    let settled = shared.state().settled;
+    let settled = {
+        let mut state = shared.state();
+        // A broker that was long in coming may come when nothing is to be reserved any more.
+        if !state.may_reserve() {
+            return Ok(None);
+        }
+        state.lanes[watched.lane].fetching = true;
+        state.settled
+    };
     // After a failure the first request is to show whether the broker is back, also where there is nothing to do: who does not
     // wait is told as soon as it answers, however slow that is. Some do not know at once what they have: who waits a little is
     // told that there is nothing.
