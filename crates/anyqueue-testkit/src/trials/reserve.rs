@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyqueue_core::{Figure, Settlement};
+use anyqueue_core::{Broker, Figure, QueueName, Result, Settlement};
 
 use crate::rig::{Rig, consume, done, drain, incoming, one, reserve, send, settle, take, touch};
 use crate::run::{Outcome, not_applicable, passed};
@@ -102,19 +102,22 @@ pub(super) async fn c09_settle_while_reserve_waits(rig: &Rig) -> Outcome {
     passed()
 }
 
+/// Sends so many tasks one by one, with less than so many microseconds between them.
+async fn trickle(rig: &Rig, broker: &dyn Broker, queue: &QueueName, count: usize, most: u64) -> Result<()> {
+    for task in Sample::many(count) {
+        send(broker, queue, &[task]).await?;
+        rig.pass(Duration::from_micros(fastrand::u64(..most))).await;
+    }
+    Ok(())
+}
+
 /// Reserves dropped at random moments lose nothing: every task is worked once.
 pub(super) async fn c09_dropped_reserves_lose_nothing(rig: &Rig) -> Outcome {
     let (broker, queue, _) = rig.open("drop").await?;
     let count = rig.size(400);
     let mut consumer = consume(&*broker, &queue).await?;
     let (settler, mut seen) = (consumer.settler(), Vec::new());
-    let sender = async {
-        for task in Sample::many(count) {
-            send(&*broker, &queue, &[task]).await?;
-            rig.pass(Duration::from_micros(fastrand::u64(..1500))).await;
-        }
-        Ok::<_, anyqueue_core::Error>(())
-    };
+    let sender = trickle(rig, &*broker, &queue, count, 1500);
     let receiver = async {
         let mut dropped = 0;
         while dropped < count * 2 {
@@ -165,13 +168,7 @@ pub(super) async fn c09_a_dropped_consumer_gives_back(rig: &Rig) -> Outcome {
 pub(super) async fn c09_a_closed_consumer_has_nothing_left(rig: &Rig) -> Outcome {
     let (broker, queue, capabilities) = rig.open("left").await?;
     let (count, mut seen, mut harmed) = (rig.size(200), Vec::new(), Vec::new());
-    let sender = async {
-        for task in Sample::many(count) {
-            send(&*broker, &queue, &[task]).await?;
-            rig.pass(Duration::from_micros(fastrand::u64(..3000))).await;
-        }
-        Ok::<_, anyqueue_core::Error>(())
-    };
+    let sender = trickle(rig, &*broker, &queue, count, 3000);
     let receiver = async {
         for _ in 0..rig.size(100) {
             let mut consumer = consume(&*broker, &queue).await?;
