@@ -73,6 +73,11 @@ impl Link {
         &self.stream.server
     }
 
+    /// Waits for its end.
+    pub(crate) async fn ended(&self) {
+        self.stream.ended().await;
+    }
+
     /// Breaks off its wait: what it may have been given comes, then it ends.
     pub(crate) fn break_off(&self) {
         self.stream.write_no_more();

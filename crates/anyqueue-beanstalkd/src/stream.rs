@@ -40,6 +40,8 @@ pub(crate) struct Stream {
     patience: Duration,
     state: Mutex<State>,
     more_to_write: Notify,
+    /// Rung when it is dead.
+    ended: Notify,
 }
 
 #[derive(Debug)]
@@ -69,7 +71,7 @@ impl Stream {
             moved: Instant::now(),
             dead: None,
         };
-        Self { server, output, patience, state: Mutex::new(state), more_to_write: Notify::new() }
+        Self { server, output, patience, state: Mutex::new(state), more_to_write: Notify::new(), ended: Notify::new() }
     }
 
     pub(crate) fn is_dead(&self) -> bool {
@@ -134,9 +136,20 @@ impl Stream {
             std::mem::take(&mut state.due)
         };
         self.more_to_write.notify_one();
+        self.ended.notify_waiters();
         for tell in due.into_iter().filter_map(|due| due.tell) {
             // Whoever asked may have gone.
             drop(tell.send(Err(error.duplicate().effect_unknown())));
+        }
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(&self) {
+        let ended = self.ended.notified();
+        tokio::pin!(ended);
+        ended.as_mut().enable();
+        if !self.is_dead() {
+            ended.await;
         }
     }
 

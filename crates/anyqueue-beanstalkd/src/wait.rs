@@ -26,9 +26,6 @@ const WAIT: Duration = Duration::from_secs(2);
 /// What an answer takes on its way, generously.
 const ANSWER: Duration = Duration::from_millis(20);
 
-/// A connection whose wait was broken off ends within a few of these.
-const END: Duration = Duration::from_millis(1);
-
 /// How long a job that one connection passes to another is kept from everybody else, in seconds.
 const HAND_OVER: u32 = 1;
 
@@ -119,20 +116,23 @@ impl Hub {
         let open = self.open_tubes();
         tubes.retain(|tube| open.contains(tube));
         if !server.narrow(&link, &tubes) {
-            server.waited(&link);
-            self.waited.notify_waiters();
+            self.end_wait(server, &link);
             return Ok(None);
         }
         self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
         match link.submit(Request::of(&Command::ReserveWithTimeout(wait)).watching(tubes).waiting(time)) {
             Ok(answers) => Ok(Some((link, answers))),
             // A wait that was broken off is no failure.
-            Err(e) => {
-                let known = server.waited(&link);
-                self.waited.notify_waiters();
-                if known { Err(e) } else { Ok(None) }
-            }
+            Err(e) if self.end_wait(server, &link) => Err(e),
+            Err(_) => Ok(None),
         }
+    }
+
+    /// Notes that a wait is over. False if it had been broken off.
+    fn end_wait(&self, server: &Server, link: &Link) -> bool {
+        let known = server.waited(link);
+        self.waited.notify_waiters();
+        known
     }
 
     async fn wait_ended(self: &Arc<Self>, server: &Arc<Server>, link: &Arc<Link>, answers: Answers) {
@@ -140,9 +140,9 @@ impl Hub {
         let (busy, keep) = server.awoke(link, self);
         if server.is_broken(link) {
             // It ends now, and the server has what it may have given it.
-            let until = self.clock.now() + self.config.patience;
-            while !link.is_dead() && self.clock.now() < until {
-                self.clock.sleep_until(self.clock.now() + END).await;
+            tokio::select! {
+                () = link.ended() => {}
+                () = self.clock.sleep_until(self.clock.now() + self.config.patience) => {}
             }
         }
         let ended = match answer.map(|mut replies| replies.pop()) {
@@ -157,9 +157,8 @@ impl Hub {
             Ok(Some(other)) => Err(error::unexpected(&other, "reserve-with-timeout")),
             Err(e) => Err(e),
         };
-        let known = server.waited(link);
+        let known = self.end_wait(server, link);
         drop(busy);
-        self.waited.notify_waiters();
         match ended {
             // A wait that was broken off is no failure.
             Err(e) if known => self.wait_failed(server, &e),

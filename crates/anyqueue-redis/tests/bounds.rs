@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use anyqueue_core::{ConsumeOptions, Settlement, State, Which};
 use anyqueue_testkit::servers::redis;
 use anyqueue_testkit::{Sample, Server};
-use shared::{SOON, connect, consumer, operator, queue, reserve, send, send_one, settle_all, somebody_waits, tell, url, work};
+use shared::{
+    SOON, connect, consumer, eventually, operator, queue, reserve, send, send_one, settle_all, somebody_waits, tell, url, work,
+};
 
 const NONE: [&str; 0] = [];
 const LONG: Duration = Duration::from_secs(3600);
@@ -77,10 +79,14 @@ async fn what_is_due_all_at_once_is_made_ready_a_part_at_a_time() {
         let delayed: Vec<_> = (0..1000).map(|n| Sample::new(part * 1000 + n).delay(soon).envelope()).collect();
         send(&*broker, &queue, &delayed).await.unwrap();
     }
-    tokio::time::sleep(soon * 2).await;
     let mut consumer = consumer(&*broker, &queue).await;
-    let before = broker.admin().stats(&queue).await.unwrap();
-    assert_eq!((before.ready.value(), before.delayed.value()), (Some(5000), Some(0)), "due tasks count as ready");
+    let due = async || {
+        let stats = broker.admin().stats(&queue).await.unwrap();
+        let counts = (stats.ready.value(), stats.delayed.value());
+        if counts == (Some(5000), Some(0)) { Ok(()) } else { Err(counts) }
+    };
+    // Tasks that are due count as ready, though nobody has moved them yet.
+    eventually(due).await;
     assert_eq!(reserve(&mut *consumer, 1, SOON).await.unwrap().len(), 1);
     let waiting: u64 = tell(&mut operator(&server).await, "ZCARD anyqueue:{due}:delayed").await;
     assert_eq!(waiting, 4500, "one call moves 500");

@@ -100,8 +100,11 @@ async fn a_full_server_takes_no_tasks_but_lets_them_be_worked() {
     settle_all(&*settler, &got[..2], Settlement::Hold(Sample::new(0).envelope(), "look".into())).await.unwrap();
     settle_all(&*settler, &got[2..4], Settlement::Retry(soon(1))).await.unwrap();
     settle_all(&*settler, &got[4..], Settlement::Release(soon(2))).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(admin.peek(&queue, State::Ready, 10).await.unwrap().len(), 6);
+    let due = async || {
+        let ready = admin.peek(&queue, State::Ready, 10).await.unwrap().len();
+        if ready == 6 { Ok(()) } else { Err(ready) }
+    };
+    eventually(due).await;
     admin.pause(&queue, None).await.unwrap();
     assert!(reserve(&mut *consumer, 1, Duration::from_millis(20)).await.unwrap().is_empty());
     admin.resume(&queue).await.unwrap();

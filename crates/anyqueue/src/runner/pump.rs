@@ -15,6 +15,7 @@ use super::attempt::Attempt;
 use super::decide::{self, Decision, Verdict};
 use super::health;
 use super::shared::{Shared, Watched};
+use super::state::Alone;
 
 /// An idle reserve waits so long before it looks again: a safety net, since wake-ups are pushed.
 const IDLE: Duration = Duration::from_secs(30);
@@ -116,12 +117,8 @@ async fn demanded(
     consumer: &mut Option<Consuming>,
 ) -> Option<NonZeroUsize> {
     loop {
-        // What lies in a consumer would be beside a run that must be alone, and would seem to have died with it.
-        if consumer.is_some() && shared.clearing().is_some() {
-            close(shared, watched, consumer.take()).await;
-        }
         let unread_count = unread.as_ref().map_or(0, |(_, deliveries)| deliveries.len());
-        {
+        let beside = {
             let mut state = shared.state();
             if state.quiet {
                 return None;
@@ -134,7 +131,14 @@ async fn demanded(
             if demand > 0 && (demand > waiting || demand >= most / SHARES) {
                 return NonZeroUsize::new(demand);
             }
-            state.lanes[watched.lane].asking = unread.is_none();
+            // What lies in a consumer would be beside a run that must be alone, and would seem to have died with it.
+            let beside = consumer.is_some() && !matches!(state.alone, Alone::Nobody);
+            state.lanes[watched.lane].asking = unread.is_none() && !beside;
+            beside
+        };
+        if beside {
+            close(shared, watched, consumer.take()).await;
+            continue;
         }
         match unread.take() {
             Some(unread) => take_in(shared, watched, Some(unread)).await,
