@@ -88,8 +88,8 @@ async fn a_task_on_probation_runs_alone_in_its_process() {
 }
 
 /// Works on two queues, one of which has only a task on probation. How many consumers were closed when that began to run, and
-/// how long after it was there, if consumers take so long to close.
-async fn consumers_closed_before_it(closing: Duration) -> (usize, Duration) {
+/// how long after it was there, if consumers take so long to close; and when, after that, the runner had ended.
+async fn consumers_closed_before_it(closing: Duration) -> (usize, Duration, Duration) {
     let scripted = Scripted::new(Arc::new(TestClock::start()));
     scripted.set_closing(closing);
     let name = format!("clearing-{}", closing.as_millis());
@@ -113,18 +113,26 @@ async fn consumers_closed_before_it(closing: Duration) -> (usize, Duration) {
     scripted.feed_raw(&q(), suspect.write(), native, Duration::from_secs(60));
     let closed = begun.recv().await.unwrap();
     let took = fed.elapsed();
+    scripted.set_closing(Duration::ZERO);
     as_long_as(|| handle.progress().done == 0).await;
     handle.stop();
     run.await.unwrap().unwrap();
-    (closed, took)
+    (closed, took, fed.elapsed())
 }
 
 /// What lies fetched in a consumer comes again when the process dies, and would be taken for what it died of.
 #[tokio::test(start_paused = true)]
 async fn a_task_on_probation_begins_when_all_consumers_have_given_back_what_they_had() {
     assert_eq!(consumers_closed_before_it(Duration::from_millis(700)).await.0, 2);
-    let (closed, took) = consumers_closed_before_it(Duration::from_secs(3600)).await;
+    let (closed, took, _) = consumers_closed_before_it(Duration::from_secs(3600)).await;
     assert!(closed == 0 && took.as_secs() == 1, "a broker that does not answer is not waited for for long: {took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_ends_when_its_slowest_consumer_has_given_back_what_it_had() {
+    let (closed, took, all) = consumers_closed_before_it(Duration::from_millis(1700)).await;
+    assert_eq!((closed, took.as_secs()), (0, 1), "the run alone did not wait for it");
+    assert!(all >= Duration::from_millis(1700), "the process may end now, after {all:?}");
 }
 
 #[tokio::test(start_paused = true)]

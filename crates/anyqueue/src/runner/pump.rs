@@ -37,20 +37,20 @@ const PART: usize = 64;
 
 /// Feeds one queue's buffer until the runner is quiet. While what came is read, the next request is under way.
 pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: PriorityRange, prefetch: usize, strict: bool) {
-    let mut consumer: Option<Consuming> = None;
+    let mut source = Source::default();
     let mut unread: Option<Unread> = None;
     // Ends with the pump. A queue that hangs, or one silent server of several, keeps no work from beginning.
     let mut comparing = JoinSet::new();
     comparing.spawn(compare(shared.clone(), watched.clone()));
-    while let Some(demand) = demanded(&shared, &watched, prefetch, &mut unread, &mut consumer).await {
+    while let Some(demand) = demanded(&shared, &watched, prefetch, &mut unread, &mut source).await {
         // A broker that always answers at once would keep the thread from the other queues.
         tokio::task::yield_now().await;
-        let request = reserve(&shared, &watched, &mut consumer, demand, &priorities, prefetch, strict);
+        let request = reserve(&shared, &watched, &mut source.consumer, demand, &priorities, prefetch, strict);
         let (came, ()) = tokio::join!(request, take_in(&shared, &watched, unread.take()));
         match came {
             Ok(Some((_, deliveries))) if deliveries.is_empty() => {}
             // What the broken-off request may have claimed is given back at once.
-            Ok(None) => close(&shared, &watched, consumer.take()).await,
+            Ok(None) => source.close(&shared, &watched).await,
             Ok(came) => {
                 shared.counters.idle_cycles.store(0, Ordering::Relaxed);
                 unread = came;
@@ -65,7 +65,7 @@ pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: 
         }
     }
     take_in(&shared, &watched, unread).await;
-    close(&shared, &watched, consumer).await;
+    source.close(&shared, &watched).await;
     if shared.drain {
         tokio::select! {
             _ = comparing.join_next() => {}
@@ -76,15 +76,27 @@ pub(crate) async fn run(shared: Arc<Shared>, watched: Arc<Watched>, priorities: 
     shared.activity.notify_one();
 }
 
-/// Gives back what a consumer has fetched. A run that must be alone waits for it, if it does not take long.
-async fn close(shared: &Shared, watched: &Arc<Watched>, consumer: Option<Consuming>) {
-    if let Some((consumer, _)) = consumer {
-        let (name, clearing) = (watched.name().clone(), shared.clearing());
-        let closing = tokio::spawn(async move {
-            if let Err(e) = consumer.close().await {
-                tracing::warn!(queue = name.as_str(), error = chain(&e), "cannot give back what was fetched");
-            }
-        });
+/// Where a queue's tasks come from.
+#[derive(Default)]
+struct Source {
+    consumer: Option<Consuming>,
+    /// Consumers that are still giving back what they fetched.
+    closing: JoinSet<()>,
+}
+
+impl Source {
+    /// Gives back what was fetched. A run that must be alone waits for it if it does not take long; the end of the pump in any
+    /// case, since a process that ends half-way leaves tasks out of everybody's sight.
+    async fn close(&mut self, shared: &Shared, watched: &Watched) {
+        if let Some((consumer, _)) = self.consumer.take() {
+            let queue = watched.name().clone();
+            self.closing.spawn(async move {
+                if let Err(e) = consumer.close().await {
+                    tracing::warn!(queue = queue.as_str(), error = chain(&e), "cannot give back what was fetched");
+                }
+            });
+        }
+        let clearing = shared.clearing();
         let enough = async {
             match clearing {
                 Some(time) => shared.clock.sleep_until(shared.clock.now() + time).await,
@@ -92,11 +104,11 @@ async fn close(shared: &Shared, watched: &Arc<Watched>, consumer: Option<Consumi
             }
         };
         tokio::select! {
-            _ = closing => {}
+            () = async { while self.closing.join_next().await.is_some() {} } => {}
             () = enough => {}
         }
+        shared.fetches_no_more(watched.lane);
     }
-    shared.fetches_no_more(watched.lane);
 }
 
 /// A consumer and its settler: one and the same for all deliveries, so that settlements go together.
@@ -111,10 +123,10 @@ type Unread = (Arc<dyn Settler>, Vec<Delivery>);
 /// come again if it dies.
 async fn demanded(
     shared: &Arc<Shared>,
-    watched: &Arc<Watched>,
+    watched: &Watched,
     most: usize,
     unread: &mut Option<Unread>,
-    consumer: &mut Option<Consuming>,
+    source: &mut Source,
 ) -> Option<NonZeroUsize> {
     loop {
         let unread_count = unread.as_ref().map_or(0, |(_, deliveries)| deliveries.len());
@@ -132,12 +144,12 @@ async fn demanded(
                 return NonZeroUsize::new(demand);
             }
             // What lies in a consumer would be beside a run that must be alone, and would seem to have died with it.
-            let beside = consumer.is_some() && !matches!(state.alone, Alone::Nobody);
+            let beside = source.consumer.is_some() && !matches!(state.alone, Alone::Nobody);
             state.lanes[watched.lane].asking = unread.is_none() && !beside;
             beside
         };
         if beside {
-            close(shared, watched, consumer.take()).await;
+            source.close(shared, watched).await;
             continue;
         }
         match unread.take() {
